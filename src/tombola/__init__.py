@@ -1,0 +1,27 @@
+"""tombola: winning tickets, supermasks and sparse training for any PyTorch model and training loop."""
+
+from tombola.attach import Attachment, attach
+from tombola.masks import Masks
+from tombola.methods.continuous import ContinuousSparsification
+from tombola.methods.fixed import Fixed
+from tombola.methods.magnitude import IMP
+from tombola.methods.stochastic import StochasticSparsification
+from tombola.search import Round, TicketSearch
+from tombola.selection import maskable
+from tombola.ticket import Ticket
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "IMP",
+    "Attachment",
+    "ContinuousSparsification",
+    "Fixed",
+    "Masks",
+    "Round",
+    "StochasticSparsification",
+    "Ticket",
+    "TicketSearch",
+    "attach",
+    "maskable",
+]

@@ -1,0 +1,296 @@
+"""attach(): run a sparse method on any model in any training loop, by hooks around ``optimizer.step()`` alone.
+
+The model is never wrapped or renamed: each masked parameter always holds its effective weight, written in place. The
+state of a method (masks, scores, raw weights) lives in the :class:`Attachment`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from tombola.checks import check_arguments, check_gradients, check_parameters
+from tombola.describe import describe
+from tombola.hard import HardState
+from tombola.masks import Masks, check_same_layout, pack, unpack
+from tombola.methods.protocol import HardMethod, Moment, SoftMethod
+from tombola.selection import Select, maskable
+from tombola.soft import SoftState
+
+UNDECIDED = 4.0  # |β·s| below it: the soft mask is still between 0.018 and 0.982
+
+_live: weakref.WeakSet[Attachment] = weakref.WeakSet()
+
+
+def attach(
+    model: nn.Module,
+    optimizer: Optimizer,
+    method: HardMethod | SoftMethod,
+    *,
+    steps: int,
+    select: Select | None = None,
+    steps_per_epoch: int | None = None,
+    seed: int = 0,
+) -> Attachment:
+    """Run ``method`` on ``model`` while ``optimizer`` trains it; the loop itself stays as it is.
+
+    Args:
+        model: any module. Its storage, names and classes are not touched.
+        optimizer: any ``torch.optim.Optimizer`` that holds the masked parameters and steps without a closure.
+        method: a :class:`~tombola.ContinuousSparsification`, :class:`~tombola.Fixed`, …
+        steps: optimiser steps that the run will make in all; schedules end with it.
+        select: which parameters to mask, see :func:`~tombola.maskable`.
+        steps_per_epoch: optimiser steps of one epoch, for methods that change something once an epoch.
+        seed: seed of every random choice of the method. Give all ranks of a distributed run the same.
+
+    Raises:
+        ValueError, TypeError: something does not fit; the message names it and how to mend it. The model and the
+            optimiser are then as they were.
+    """
+    return Attachment(model, optimizer, method, steps=steps, select=select, steps_per_epoch=steps_per_epoch, seed=seed)
+
+
+class Attachment:
+    """A method at work on a model. Made by :func:`attach`.
+
+    Attributes:
+        step: optimiser steps done since attaching. A step that loss scaling skipped does not count.
+        steps: the number announced to ``attach``.
+        parameters: name -> masked parameter.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        method: HardMethod | SoftMethod,
+        *,
+        steps: int,
+        select: Select | None,
+        steps_per_epoch: int | None,
+        seed: int,
+    ) -> None:
+        check_arguments(optimizer, method, steps, steps_per_epoch)
+        self.method = method
+        self.optimizer = optimizer
+        self.steps = steps
+        self.step = 0
+        self.parameters: dict[str, Parameter] = dict(maskable(model, select))
+        self._steps_per_epoch = steps_per_epoch
+        self._seed = seed
+        self._weights = sum(parameter.numel() for parameter in self.parameters.values())
+        self._callbacks: list[Callable[[Attachment], None]] = []
+        self._skipped = self._inside_hard = False
+        self._final_scores: dict[str, Tensor] = {}
+        self._detached = False
+        self._state: HardState | SoftState
+        if isinstance(method, SoftMethod):
+            check_parameters(self.parameters, optimizer, _live)
+            method.temperature(self._moment())  # so that what is missing for it comes to light before anything changes
+            generator = torch.Generator(next(iter(self.parameters.values())).device).manual_seed(seed)
+            self._state = SoftState(self.parameters, optimizer, method, generator)
+            self._state.write(self._moment())
+        else:
+            masks = method.start(self.parameters)
+            self.parameters = {name: self.parameters[name] for name in masks}
+            check_parameters(self.parameters, optimizer, _live)
+            self._state = HardState(self.parameters, optimizer, masks)
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+        _live.add(self)
+
+    def __repr__(self) -> str:
+        method = type(self.method).__name__
+        return f"Attachment({method}, step {self.step} of {self.steps}, density {self.density:.4g})"
+
+    # ---- what it is now
+
+    @property
+    def masks(self) -> Masks:
+        """The hard masks as they are now; for soft methods what their scores stand for, mostly score > 0."""
+        if isinstance(self._state, HardState):
+            return self._state.masks
+        return self._state.method.kept(self._state.scores, seed=self._seed)
+
+    @property
+    def density(self) -> float:
+        """Kept weights / masked weights, by the hard masks."""
+        return self.masks.density
+
+    @property
+    def scores(self) -> dict[str, Tensor]:
+        """Parameter name -> score (a copy); empty for methods without scores. Kept after the mask has hardened."""
+        live = self._state.scores if isinstance(self._state, SoftState) else self._final_scores
+        return {name: score.detach().clone() for name, score in live.items()}
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Parameter name -> weight that the optimiser updates (a copy): for soft methods the weight under the mask."""
+        if isinstance(self._state, SoftState):
+            return {name: weight.clone() for name, weight in self._state.weights.items()}
+        return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+
+    @torch.no_grad()
+    def set_scores(self, scores: Mapping[str, Tensor]) -> None:
+        """Replace the scores, at the beginning of a further round of a ticket search.
+
+        Raises:
+            ValueError: the method has none (any more), or names or shapes differ.
+        """
+        if isinstance(self._state, HardState):
+            raise ValueError("set_scores: there are no scores under a hard mask")
+        check_same_layout(self._state.scores, scores)
+        for name, score in self._state.scores.items():
+            score.copy_(scores[name])
+        self._state.write(self._moment())
+
+    def penalty(self) -> float:
+        """The method's penalty at this moment, for logging; its gradient is already taken care of. 0 if it has none."""
+        if isinstance(self._state, SoftState):
+            return self._state.method.penalty_of(self._state.scores, self._moment())
+        return 0.0
+
+    def diagnostics(self) -> dict[str, Any]:
+        """Whether the outcome can be trusted: density; undecided, the share of scores with |β·s| < 4; temperature
+        (None for hard masks); dead_layers, the names of layers that keep nothing."""
+        masks = self.masks
+        found = {"density": masks.density, "undecided": 0.0, "temperature": None, "dead_layers": masks.dead()}
+        if isinstance(self._state, SoftState):
+            beta = self._state.method.temperature(self._moment())
+            undecided = sum(int((score.abs() * beta < UNDECIDED).sum()) for score in self._state.scores.values())
+            found |= {"undecided": undecided / self._weights, "temperature": beta}
+        return found
+
+    @contextmanager
+    def hard(self) -> Iterator[None]:
+        """Inside it the model is the ticket: weights under the hard masks. Nothing to do for hard methods.
+
+        An optimiser step inside it is an error.
+        """
+        if isinstance(self._state, HardState) or self._inside_hard:
+            yield
+            return
+        self._inside_hard = True
+        self._state.write_hard(self.masks)
+        try:
+            yield
+        finally:
+            self._inside_hard = False
+            self._state.write_effective()
+
+    def on_step(self, callback: Callable[[Attachment], None]) -> None:
+        """Call ``callback(attachment)`` after each optimiser step that happened."""
+        self._callbacks.append(callback)
+
+    # ---- around the optimiser's step
+
+    def _moment(self) -> Moment:
+        return Moment(step=self.step, steps=self.steps, steps_per_epoch=self._steps_per_epoch, weights=self._weights)
+
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if kwargs.get("closure", args[1] if len(args) > 1 else None) is not None:
+            raise RuntimeError(
+                "optimizer.step(closure) would evaluate the loss at weights that are not the effective ones; compute "
+                "loss.backward() first and call optimizer.step() without a closure"
+            )
+        # a fused optimiser under GradScaler skips the step inside its kernel
+        overflow = getattr(optimizer, "found_inf", None)
+        self._skipped = overflow is not None and bool(overflow > 0)
+        if self._skipped:
+            return
+        if self.step >= self.steps:
+            raise RuntimeError(
+                f"all {self.steps} steps announced to attach(steps={self.steps}) are done; announce as many as the "
+                "loop makes, or call detach() to go on without the method"
+            )
+        if self._inside_hard:
+            raise RuntimeError("optimizer.step() inside hard(): leave the `with run.hard():` block before training")
+        check_gradients(self.parameters, self.step, last=self.step + 1 == self.steps)
+        if isinstance(self._state, SoftState):
+            self._state.before_step(self._moment())
+
+    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._skipped:
+            return
+        self.step += 1
+        if isinstance(self._state, HardState):
+            self._state.after_step()
+        else:
+            self._state.after_step(self._moment())
+            if self._state.method.harden_step(self.steps) == self.step:
+                self._harden(self._state)
+        for callback in self._callbacks:
+            callback(self)
+
+    def _harden(self, soft: SoftState) -> None:
+        masks = self.masks
+        soft.write_hard(masks)
+        self._final_scores = {name: score.clone() for name, score in soft.scores.items()}
+        self._state = HardState(self.parameters, self.optimizer, masks)
+
+    # ---- saving and leaving
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain data: with those of the model and the optimiser all that it takes to go on bit by bit."""
+        state: dict[str, Any] = {"method": describe(self.method), "step": self.step, "steps": self.steps}
+        if isinstance(self._state, SoftState):
+            return state | {"soft": self._state.state_dict()}
+        packed = {name: pack(mask) for name, mask in self._state.masks.items()}
+        shapes = {name: list(mask.shape) for name, mask in self._state.masks.items()}
+        return state | {"hard": {"masks": packed, "shapes": shapes, "scores": self.scores}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`. Load the model's and the optimiser's state too, before or after.
+
+        Raises:
+            ValueError: the state is of another method, other settings, or other parameters.
+        """
+        for key in ("method", "step", "steps"):
+            if key not in state:
+                raise ValueError(f"this is not the state of an attachment: it has no {key!r}")
+        mine = describe(self.method)
+        if state["method"] != mine:
+            raise ValueError(
+                f"the state was saved with {state['method']}, this attachment runs {mine}; attach the same"
+            )
+        if state["steps"] != self.steps:
+            raise ValueError(f"the state was saved with steps={state['steps']}, this attachment has steps={self.steps}")
+        if "soft" in state:
+            if isinstance(self._state, HardState):
+                raise ValueError("the state is from before the mask hardened; load it into a fresh attachment")
+            check_same_layout(self._state.weights, state["soft"]["weights"])
+            check_same_layout(self._state.scores, state["soft"]["scores"])
+            self.step = state["step"]
+            self._state.load_state_dict(state["soft"], self._moment())
+        else:
+            hard = state["hard"]
+            masks = Masks({n: unpack(hard["masks"][n].cpu(), tuple(hard["shapes"][n])) for n in hard["masks"]})
+            check_same_layout(self.parameters, masks)
+            self.step = state["step"]
+            self._final_scores = {name: s.to(self.parameters[name].device) for name, s in hard["scores"].items()}
+            masks = Masks({name: mask.to(self.parameters[name].device) for name, mask in masks.items()})
+            if isinstance(self._state, HardState):
+                self._state.hold(masks)
+            else:
+                self._state = HardState(self.parameters, self.optimizer, masks)
+
+    def detach(self) -> None:
+        """Leave a plain model with the weights of its ticket; hooks are gone. Calling it again changes nothing."""
+        if self._detached:
+            return
+        self._detached = True
+        if isinstance(self._state, SoftState):
+            self._harden(self._state)
+        self._state.release()
+        for hook in self._hooks:
+            hook.remove()
+        _live.discard(self)

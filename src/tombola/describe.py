@@ -1,0 +1,28 @@
+"""A method's settings as plain data, for provenance and for checking that a saved state fits."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from tombola.masks import Masks
+
+
+def describe(value: Any) -> Any:
+    """``value`` as JSON data: a dataclass becomes its name and every field, a partial its function and arguments."""
+    if isinstance(value, Masks):
+        return {"layers": len(value), "kept": value.kept, "of": value.total, "sha256": value.digest()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"name": type(value).__name__} | {f.name: describe(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, functools.partial):
+        arguments = {str(index): describe(argument) for index, argument in enumerate(value.args)}
+        return {"call": describe(value.func)} | arguments | {k: describe(v) for k, v in value.keywords.items()}
+    if isinstance(value, Mapping):
+        return {str(key): describe(entry) for key, entry in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [describe(entry) for entry in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"

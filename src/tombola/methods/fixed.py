@@ -1,0 +1,35 @@
+"""Fixed: train under given masks, a winning ticket's for instance. Frankle & Carbin 2019, section 2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tombola.masks import Masks
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Masks that never change. Layers of the model that they do not name stay dense."""
+
+    masks: Masks
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.masks, Masks):
+            object.__setattr__(self, "masks", Masks(self.masks))
+
+    def start(self, parameters: Mapping[str, Tensor]) -> Masks:
+        """The given masks, checked against the parameters' shapes.
+
+        Raises:
+            ValueError: a mask for a parameter that is not there, or of another shape.
+        """
+        for name, mask in self.masks.items():
+            if name not in parameters:
+                raise ValueError(f"Fixed: a mask for {name!r}, which is not among {', '.join(parameters)}")
+            if mask.shape != parameters[name].shape:
+                shapes = f"{tuple(mask.shape)}, the parameter {tuple(parameters[name].shape)}"
+                raise ValueError(f"Fixed: the mask of {name!r} has shape {shapes}; was it made for another model?")
+        return Masks({name: mask.to(parameters[name].device) for name, mask in self.masks.items()})

@@ -1,0 +1,81 @@
+"""What a method must offer so that ``attach`` can run it. A method is a frozen dataclass; state lives in ``attach``.
+
+A *hard* method is a set of masks. A *soft* method multiplies each weight w by a mask m(s, t) of a learned score s; its
+effective weight is w·m. The chain rule gives the two gradients from g, that of the effective weight: g·m for w, and
+``pull_back`` for s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from tombola.masks import Masks
+
+ScoreOptimizer: TypeAlias = Callable[[list[dict[str, Any]]], Optimizer]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """Where training stands: ``step`` optimiser steps of ``steps`` are done; ``weights`` weights have a score."""
+
+    step: int
+    steps: int
+    steps_per_epoch: int | None
+    weights: int
+
+
+@runtime_checkable
+class HardMethod(Protocol):
+    """A method whose masks are bits from the first step on."""
+
+    def start(self, parameters: Mapping[str, Tensor]) -> Masks:
+        """Masks to begin with, for exactly these parameters."""
+
+
+@runtime_checkable
+class SoftMethod(Protocol):
+    """A method that learns a score for each weight."""
+
+    @property
+    def train_weights(self) -> bool:
+        """False: the weights stay as they are and only scores (and unmasked parameters) learn."""
+
+    @property
+    def score_optimizer(self) -> ScoreOptimizer | None:
+        """Makes the scores' optimiser from their parameter groups; None: the sibling of the user's."""
+
+    def scores(self, weight: Tensor) -> Tensor:
+        """Scores of ``weight``'s shape to begin with, float32 or wider."""
+
+    def mask(self, score: Tensor, moment: Moment, *, generator: torch.Generator, out: Tensor) -> Tensor:
+        """Write the multiplier of each weight at ``moment`` into ``out`` and return it."""
+
+    def pull_back(self, grad: Tensor, weight: Tensor, score: Tensor, mask: Tensor, moment: Moment) -> Tensor:
+        """Turn ``grad``, the loss's at the effective weight, into that of w in place; return that of the score.
+
+        The penalty's gradient is in the returned one. The memory of ``mask`` may be reused for it.
+        """
+
+    def penalty_of(self, scores: Mapping[str, Tensor], moment: Moment) -> float:
+        """The penalty's value."""
+
+    def temperature(self, moment: Moment) -> float:
+        """What scores are multiplied by inside the sigmoid at ``moment``."""
+
+    def adjust(self, scores: Mapping[str, Tensor], moment: Moment) -> None:
+        """Change the scores in place after each step, for instance to steer them toward a density."""
+
+    def kept(self, scores: Mapping[str, Tensor], *, seed: int) -> Masks:
+        """The hard masks that these scores stand for."""
+
+    def surviving_scale(self) -> float:
+        """What a kept weight is multiplied by once the mask is hard."""
+
+    def harden_step(self, steps: int) -> int | None:
+        """The step from which on the mask is hard and only the surviving weights train; None: never."""

@@ -1,0 +1,99 @@
+"""Stochastic Sparsification (SS) and its iterative form (ISS). Algorithm 2 of the ICLR-2020 submission of Savarese,
+Silva & Maire, arXiv 1912.04427; one round of it with frozen weights is the supermask of Zhou et al. 2019.
+
+The mask is a Bernoulli sample, m ~ Bernoulli(σ(s)), drawn anew for each optimiser step; its gradient passes straight
+through to σ(s). Training minimises L(f(x; m⊙w)) + λ·‖σ(s)‖₁. Between rounds s ← −∞ wherever s_T < s₀, for good, and
+the weights are rewound. The outcome is one more sample.
+
+Differs from Zhou et al.'s code: they draw also at test time and average over 10 samples; here the outcome is one mask
+drawn from the attachment's seed, the same each time it is looked at.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tombola.masks import Masks
+from tombola.methods.protocol import Moment, ScoreOptimizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class StochasticSparsification:
+    """Learn the probability of keeping each weight.
+
+    Args:
+        initial_score: s₀; weights start kept with probability σ(s₀). The paper's ticket search uses 1.
+        penalty: λ on the sum of the probabilities.
+        rewind: bring the weights back to the rewind point between rounds (Algorithm 2 does).
+        train_weights: False freezes the masked weights: the supermask task.
+        score_optimizer: makes the optimiser of the scores from parameter groups. The paper's is
+            ``functools.partial(torch.optim.SGD, lr=20.0)`` for tickets, lr=100.0 for supermasks. None: the class of
+            the user's, with its settings and learning rate but no weight decay.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    initial_score: float = 1.0
+    penalty: float = 1e-8
+    rewind: bool = True
+    train_weights: bool = True
+    score_optimizer: ScoreOptimizer | None = None
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.initial_score):
+            raise ValueError(f"initial_score must be finite, not {self.initial_score}")
+        if not (math.isfinite(self.penalty) and self.penalty >= 0):
+            raise ValueError(f"penalty must be 0 or more, not {self.penalty}")
+
+    def scores(self, weight: Tensor) -> Tensor:
+        """s₀ for each weight, in float32 or wider."""
+        return torch.full_like(weight, self.initial_score, dtype=torch.promote_types(weight.dtype, torch.float32))
+
+    def temperature(self, moment: Moment) -> float:
+        """Always 1."""
+        return 1.0
+
+    def mask(self, score: Tensor, moment: Moment, *, generator: torch.Generator, out: Tensor) -> Tensor:
+        """A sample of Bernoulli(σ(s))."""
+        return torch.bernoulli(score.sigmoid(), generator=generator, out=out)
+
+    def pull_back(self, grad: Tensor, weight: Tensor, score: Tensor, mask: Tensor, moment: Moment) -> Tensor:
+        """(g·w + λ)·σ(s)·(1 − σ(s)): straight through the sample."""
+        towards = grad * weight + self.penalty
+        grad.mul_(mask)
+        return torch.ops.aten.sigmoid_backward(towards, score.sigmoid())  # type: ignore[no-any-return]
+
+    def penalty_of(self, scores: Mapping[str, Tensor], moment: Moment) -> float:
+        """λ·Σσ(s)."""
+        return self.penalty * sum(float(score.sigmoid().sum()) for score in scores.values())
+
+    def surviving_scale(self) -> float:
+        """Always 1."""
+        return 1.0
+
+    def adjust(self, scores: Mapping[str, Tensor], moment: Moment) -> None:
+        """Nothing to adjust."""
+
+    def kept(self, scores: Mapping[str, Tensor], *, seed: int) -> Masks:
+        """One sample of Bernoulli(σ(s)), drawn on the CPU so that it depends on scores and seed alone."""
+        generator = torch.Generator().manual_seed(seed)
+        draws = {n: torch.rand(score.shape, generator=generator, dtype=score.dtype) for n, score in scores.items()}
+        return Masks({name: draws[name].to(score.device) < score.sigmoid() for name, score in scores.items()})
+
+    def harden_step(self, steps: int) -> int | None:
+        """Never."""
+        return None
+
+    def in_round(self, index: int) -> StochasticSparsification:
+        """The same in every round."""
+        return self
+
+    def next_scores(self, score: Tensor, first: Tensor) -> Tensor:
+        """−∞ wherever the score fell below its very first value; as it is elsewhere."""
+        return torch.where(score < first, -torch.inf, score)

@@ -1,0 +1,139 @@
+"""Which parameters of a model get a mask, and why not the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+from torch import nn
+from torch.nn.parameter import Parameter, UninitializedParameter
+
+Select: TypeAlias = Iterable[str] | Callable[[str, Parameter], bool] | type[nn.Module] | Iterable[type[nn.Module]]
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The user's own module inside ``torch.compile``, DataParallel and DistributedDataParallel.
+
+    Its parameter names are the plain ones, so masks and tickets fit with and without a wrapper.
+    """
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+class Maskable(dict[str, Parameter]):
+    """Parameter name -> parameter that gets a mask. ``others`` says of each other parameter why it gets none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.others: dict[str, str] = {}
+
+
+def maskable(model: nn.Module, select: Select | None = None) -> Maskable:
+    """The parameters of ``model`` that a sparse method masks, by their names in ``model.named_parameters()``.
+
+    By default every weight of Linear, Conv1d/2d/3d, transposed convolutions, RNN/LSTM/GRU (and their cells) and the
+    projections of MultiheadAttention; never biases, norms or embeddings, nor frozen parameters. A tied weight counts
+    once, under its first name; one that is also an embedding is left dense.
+
+    ``select`` replaces the default: parameter names; a predicate ``(name, parameter) -> bool`` that thins the default
+    choice out; or module types (as for ``isinstance``), whose parameters of two or more dimensions are all taken.
+
+    Raises:
+        ValueError: a name that the model does not have or that cannot be masked, or nothing is left to mask.
+    """
+    names, predicate, types = _understood(select)
+    model = unwrapped(model)
+    kinds = _kinds(model, types)
+    found = Maskable()
+    for name, parameter in model.named_parameters():
+        reason = _unfit(parameter)
+        if names is not None:
+            if reason and name in names:
+                raise ValueError(f"select: {name!r} cannot be masked: {reason}")
+            reason = None if name in names else "not selected"
+        elif reason is None:
+            kind, masked = kinds[id(parameter)]
+            reason = None if masked else kind
+            if masked and predicate is not None and not predicate(name, parameter):
+                reason = "not selected"
+        if reason is None:
+            found[name] = parameter
+        else:
+            found.others[name] = reason
+    if missing := [name for name in names or () if name not in found]:
+        raise ValueError(f"select: the model has no parameter {missing[0]!r}; it has {', '.join(found.others)}")
+    if not found:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in found.others.items()) or "it has no parameters"
+        raise ValueError(f"nothing to mask in {type(model).__name__} ({reasons}); choose parameters with select=…")
+    return found
+
+
+_Types: TypeAlias = tuple[type[nn.Module], ...]
+
+
+def _understood(
+    select: Select | None,
+) -> tuple[list[str] | None, Callable[[str, Parameter], bool] | None, _Types | None]:
+    """``select`` as exactly one of names, predicate and module types; three times None for the default."""
+    if select is None:
+        return None, None, None
+    if isinstance(select, type):
+        return None, None, (select,)
+    if callable(select):
+        return None, select, None
+    entries = [select] if isinstance(select, str) else list(select)
+    if all(isinstance(entry, str) for entry in entries):
+        return entries, None, None  # type: ignore[return-value]
+    if all(isinstance(entry, type) and issubclass(entry, nn.Module) for entry in entries):
+        return None, None, tuple(entries)  # type: ignore[arg-type]
+    raise ValueError("select: pass parameter names, module types, or a predicate (name, parameter) -> bool")
+
+
+def _unfit(parameter: Parameter) -> str | None:
+    if isinstance(parameter, UninitializedParameter):
+        return "not initialised yet: run one forward pass of the lazy module first"
+    if not parameter.is_floating_point():
+        return f"{parameter.dtype} is not a floating point type"
+    if not parameter.requires_grad:
+        return "frozen (requires_grad=False)"
+    return None
+
+
+def _kinds(model: nn.Module, types: _Types | None) -> dict[int, tuple[str, bool]]:
+    """Identity of each parameter -> (what it is, whether it gets a mask)."""
+    kinds: dict[int, tuple[str, bool]] = {}
+    embedded: set[int] = set()
+    for module in model.modules():
+        for local, parameter in module.named_parameters(recurse=False):
+            kind, masked = _kind(module, local, parameter, types)
+            kinds[id(parameter)] = (kind, masked or kinds.get(id(parameter), ("", False))[1])
+            if isinstance(module, _EMBEDDINGS) and types is None:
+                embedded.add(id(parameter))
+    return kinds | dict.fromkeys(embedded, ("an embedding, or tied to one", False))
+
+
+def _kind(module: nn.Module, local: str, parameter: Parameter, types: _Types | None) -> tuple[str, bool]:
+    if "bias" in local:
+        return "a bias", False
+    if isinstance(parameter, UninitializedParameter):
+        return "not initialised yet", True
+    if parameter.ndim < 2:
+        return f"one-dimensional ({type(module).__name__})", False
+    if types is not None:
+        return f"a parameter of {type(module).__name__}, not of a selected type", isinstance(module, types)
+    if isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
+        return "a layer weight", local == "weight"
+    if isinstance(module, _RECURRENT):
+        return "a recurrent weight", local.startswith("weight")
+    if isinstance(module, nn.MultiheadAttention):
+        return "an attention parameter", local.endswith("proj_weight")
+    return f"a parameter of {type(module).__name__}, which is not masked by default", False

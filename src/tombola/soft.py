@@ -1,0 +1,167 @@
+"""Learning a score beside each weight: the chain rule before the optimiser's step, effective weights after it.
+Part of ``attach``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from tombola.masks import Masks
+from tombola.methods.protocol import Moment, SoftMethod
+
+# what a score's parameter group does not take over from its weight's
+_OWN = {"params", "weight_decay", "fused", "foreach"}
+
+
+@dataclass(eq=False)
+class Slot:
+    """One masked parameter: the raw weight w, its score s, and the multiplier m that the effective weight has now."""
+
+    name: str
+    parameter: Parameter
+    weight: Tensor
+    score: Parameter
+    mask: Tensor
+
+
+class SoftState:
+    """Raw weights and scores of the masked parameters, which themselves hold the effective weights w·m."""
+
+    def __init__(
+        self, parameters: Mapping[str, Parameter], optimizer: Optimizer, method: SoftMethod, generator: torch.Generator
+    ) -> None:
+        self.optimizer = optimizer
+        self.method = method
+        self.generator = generator
+        self.slots = [_slot(name, parameter, method) for name, parameter in parameters.items()]
+        self.score_optimizer, self._followed = _score_optimizer(self.slots, optimizer, method)
+        self._drawn_from = generator.get_state()
+
+    @property
+    def scores(self) -> dict[str, Tensor]:
+        """Parameter name -> score, no copy."""
+        return {slot.name: slot.score.detach() for slot in self.slots}
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Parameter name -> raw weight, no copy."""
+        return {slot.name: slot.weight for slot in self.slots}
+
+    @torch.no_grad()
+    def before_step(self, moment: Moment) -> None:
+        """Gradients of the effective weights become those of w and s; the parameters hold w for the optimiser."""
+        self._undo_loss_scale()
+        for slot in self.slots:
+            grad = slot.parameter.grad
+            towards = torch.zeros_like(slot.weight) if grad is None else grad
+            slot.score.grad = self.method.pull_back(towards, slot.weight, slot.score, slot.mask, moment)
+            if self.method.train_weights:
+                slot.parameter.copy_(slot.weight)
+            else:
+                slot.parameter.grad = None  # every optimiser passes over a parameter without gradient
+        for mine, theirs in self._followed:
+            mine.update({key: value for key, value in theirs.items() if key not in _OWN})
+
+    @torch.no_grad()
+    def after_step(self, moment: Moment) -> None:
+        """Take the updated w, step the scores, and write the new effective weights."""
+        if self.method.train_weights:
+            for slot in self.slots:
+                slot.weight.copy_(slot.parameter)
+        self.score_optimizer.step()
+        self.method.adjust(self.scores, moment)
+        self.write(moment)
+
+    @torch.no_grad()
+    def write(self, moment: Moment) -> None:
+        """Draw or compute the masks of ``moment`` and write the effective weights into the parameters."""
+        self._drawn_from = self.generator.get_state()
+        for slot in self.slots:
+            self.method.mask(slot.score, moment, generator=self.generator, out=slot.mask)
+        self.write_effective()
+
+    @torch.no_grad()
+    def write_effective(self) -> None:
+        """Write the effective weights w·m into the parameters."""
+        for slot in self.slots:
+            torch.mul(slot.weight, slot.mask, out=slot.parameter)
+
+    @torch.no_grad()
+    def write_hard(self, masks: Masks) -> None:
+        """Write the surviving weights, at the scale they have once the mask is hard, into the parameters."""
+        for slot in self.slots:
+            torch.mul(slot.weight, self.method.surviving_scale(), out=slot.parameter)
+            slot.parameter.masked_fill_(~masks[slot.name], 0)
+
+    def _undo_loss_scale(self) -> None:
+        # GradScaler leaves gradients scaled for fused optimisers, which divide by the scale themselves
+        scale = getattr(self.optimizer, "grad_scale", None)
+        if scale is None:
+            return
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.div_(scale.to(parameter.grad.device))
+        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on, as tensors and plain data."""
+        return {
+            "weights": {name: weight.clone() for name, weight in self.weights.items()},
+            "scores": {name: score.clone() for name, score in self.scores.items()},
+            "score_optimizer": self.score_optimizer.state_dict(),
+            "generator": self._drawn_from,
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any], moment: Moment) -> None:
+        """The inverse of :meth:`state_dict`; also writes the effective weights of ``moment``."""
+        for slot in self.slots:
+            slot.weight.copy_(state["weights"][slot.name])
+            slot.score.copy_(state["scores"][slot.name])
+        self.score_optimizer.load_state_dict(state["score_optimizer"])
+        self.generator.set_state(state["generator"].cpu())
+        self.write(moment)
+
+
+def _slot(name: str, parameter: Parameter, method: SoftMethod) -> Slot:
+    weight = parameter.detach().clone(memory_format=torch.preserve_format)
+    score = Parameter(method.scores(weight))
+    return Slot(name, parameter, weight, score, torch.empty_like(score, requires_grad=False))
+
+
+def _score_optimizer(
+    slots: list[Slot], optimizer: Optimizer, method: SoftMethod
+) -> tuple[Optimizer, list[tuple[dict[str, Any], dict[str, Any]]]]:
+    """The scores' optimiser, one group for each of the user's, and the pairs (its group, the group it follows)."""
+    by_group = []
+    for group in optimizer.param_groups:
+        members = {id(parameter) for parameter in group["params"]}
+        scores = [slot.score for slot in slots if id(slot.parameter) in members]
+        if scores:
+            by_group.append((group, scores))
+    if method.score_optimizer is not None:
+        return method.score_optimizer([{"params": scores} for _, scores in by_group]), []
+    accepted = inspect.signature(type(optimizer).__init__).parameters
+    defaults = {key: value for key, value in optimizer.defaults.items() if key in accepted and key not in _OWN}
+    if "fused" in accepted and not defaults.get("differentiable"):
+        defaults["fused"] = True  # the scores are plain tensors, so the fast form always applies
+    groups = [
+        {key: value for key, value in group.items() if key not in _OWN} | {"params": scores, "weight_decay": 0.0}
+        for group, scores in by_group
+    ]
+    try:
+        sibling = type(optimizer)(groups, **defaults)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"cannot make a second {type(optimizer).__name__} for the scores ({error}); give the method its own, "
+            "for instance score_optimizer=functools.partial(torch.optim.SGD, lr=0.1)"
+        ) from error
+    return sibling, [(mine, theirs) for mine, (theirs, _) in zip(sibling.param_groups, by_group, strict=True)]

@@ -1,0 +1,217 @@
+"""What one run *is*: every setting that its numbers depend on, and nothing else.
+
+Where the data lie, which device computes and how many threads help is not part of it. The hash of the settings names
+the run's folder, so the same settings find the same folder again; no default is left out, so a changed default makes
+another run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from tombola.lab.errors import LabError
+from tombola.lab.settings import SGD, Adam, AdamW, Constant, Cosine, Drops, Optimizer, Schedule
+from tombola.lab.strict import Codec, parse
+from tombola.methods.continuous import ContinuousSparsification
+from tombola.methods.magnitude import IMP
+from tombola.methods.stochastic import StochasticSparsification
+
+Control: TypeAlias = Literal["shuffled", "reinitialised"]
+SoftMethod: TypeAlias = ContinuousSparsification | StochasticSparsification
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense:
+    """Plain training of the whole network, ``times`` as long as one round: the schedule is stretched to fit."""
+
+    times: int = 1
+
+    def __post_init__(self) -> None:
+        if self.times < 1:
+            raise ValueError(f"times must be 1 or more, not {self.times}")
+
+
+Method: TypeAlias = Dense | ContinuousSparsification | IMP | StochasticSparsification
+
+_CONSTANT = Constant()
+_METHODS: dict[str, type] = {
+    "dense": Dense,
+    "cs": ContinuousSparsification,
+    "imp": IMP,
+    "iss": StochasticSparsification,
+}
+_CODEC = Codec(
+    {**_METHODS, "sgd": SGD, "adam": Adam, "adamw": AdamW, "constant": Constant, "drops": Drops, "cosine": Cosine}
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The identity of one run.
+
+    Args:
+        data: ``digits``, ``cifar10`` or the user's ``module:function``.
+        model: a name of ``tombola.lab.models.MODELS`` or the user's ``module:function``.
+        method: with all its settings. The optimiser of the scores is given by ``score_optimizer`` instead.
+        score_optimizer: of Continuous and Stochastic Sparsification; None: the sibling of ``optimizer``.
+        seed: of the initial weights, the order of the examples, and every other random choice.
+        rounds: of the ticket search.
+        epochs: of each round, and of each retraining.
+        batch_size, augment: examples a step; flip and crop them at random (images only).
+        optimizer, schedule: of the weights, the same in each round and retraining.
+        rewind_step: the optimiser step of round 1 whose weights tickets start from; 0: the initial weights.
+        retrain: rounds whose tickets are trained again to be measured, or ``"all"``. The tickets of IMP with rewinding
+            are trained by the next round anyhow; there only the last round makes a difference.
+        controls, control_rounds: which controls are trained for the tickets of which rounds.
+        unmasked: maskable parameters that get no mask; the papers' choice for a model is ``models.unmasked(model)``.
+        evaluate_every: epochs between measurements on the test set; the last epoch is always measured.
+
+    Raises:
+        ValueError: a value outside its range, or settings that contradict each other.
+    """
+
+    data: str
+    model: str
+    method: Method
+    score_optimizer: Optimizer | None = None
+    seed: int = 0
+    rounds: int = 1
+    epochs: int
+    batch_size: int
+    augment: bool = False
+    optimizer: Optimizer
+    schedule: Schedule = _CONSTANT
+    rewind_step: int = 0
+    retrain: Literal["all"] | tuple[int, ...] = "all"
+    controls: tuple[Control, ...] = ()
+    control_rounds: tuple[int, ...] = ()
+    unmasked: tuple[str, ...] = ()
+    evaluate_every: int = 1
+
+    def __post_init__(self) -> None:
+        for key in ("rounds", "epochs", "batch_size", "evaluate_every"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} must be 1 or more, not {getattr(self, key)}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be a whole number from 0 to 2^63 - 1, not {self.seed}")
+        if self.rewind_step < 0:
+            raise ValueError(f"rewind_step must be 0 or more, not {self.rewind_step}")
+        for key in ("retrain", "control_rounds"):
+            rounds = getattr(self, key)
+            if rounds != "all" and (bad := [r for r in rounds if not 1 <= r <= self.rounds]):
+                raise ValueError(f"{key} must be rounds from 1 to {self.rounds}, not {bad[0]}")
+        if bool(self.controls) != bool(self.control_rounds):
+            raise ValueError("controls and control_rounds must be given together")
+        if isinstance(self.method, Dense) and (self.rounds > 1 or self.controls or self.rewind_step):
+            raise ValueError("rounds, controls and rewind_step must be left alone when the method is dense")
+        if self.score_optimizer is not None and not isinstance(self.method, SoftMethod):
+            raise ValueError("score_optimizer must be null for a method that learns no scores")
+
+    def to_json(self) -> str:
+        """Every setting, as indented JSON.
+
+        Raises:
+            LabError: a setting that is no data, or not of its type.
+        """
+        return json.dumps(_CODEC.encode(self), indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str = "config") -> RunConfig:
+        """The config that :meth:`to_json` wrote. ``where``, the file's name, begins each complaint.
+
+        Raises:
+            LabError: unknown, missing or doubled keys, wrong types, values out of range.
+        """
+        config = _CODEC.decode(parse(text, where=where), cls, where=where)
+        assert isinstance(config, cls)
+        return config
+
+    @classmethod
+    def read(cls, path: Path) -> RunConfig:
+        """The config in the file ``path``.
+
+        Raises:
+            LabError: it cannot be read, or as for :meth:`from_json`.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise LabError(f"{path}: cannot be read: {error}") from error
+        return cls.from_json(text, where=str(path))
+
+    @property
+    def content_hash(self) -> str:
+        """The first 12 hex digits of the SHA-256 of all settings."""
+        canonical = json.dumps(_CODEC.encode(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    @property
+    def folder_name(self) -> str:
+        """``<method>-<model>-<data>-s<seed>-<hash>``, of letters that any file system takes."""
+        parts = (self.method_name, self.model, self.data)
+        tidy = "-".join(re.sub(r"[^A-Za-z0-9_.]+", ".", part)[-40:] for part in parts)
+        return f"{tidy}-s{self.seed}-{self.content_hash}"
+
+    @property
+    def method_name(self) -> str:
+        """``dense``, ``cs``, ``imp`` or ``iss``."""
+        return next(name for name, kind in _METHODS.items() if type(self.method) is kind)
+
+    @property
+    def setting(self) -> str:
+        """The one setting that tells runs of a method apart in a table."""
+        match self.method:
+            case Dense(times=times):
+                return "" if times == 1 else "equal epochs"
+            case ContinuousSparsification(density=None):
+                return f"s0={self.method.initial_score:g}"
+            case ContinuousSparsification(density=tuple() as densities):
+                return "density=" + ",".join(f"{density:g}" for density in densities)
+            case ContinuousSparsification(density=density):
+                return f"density={density:g}"
+            case IMP(keep=keep):
+                return f"keep={keep:g}" if isinstance(keep, float | int) else "keep by layer"
+            case _:
+                return f"s0={self.method.initial_score:g}"
+
+    @property
+    def title(self) -> str:
+        """What a person calls this run: method, setting, model, data and seed."""
+        head = " ".join(part for part in (self.method_name, self.setting) if part)
+        return f"{head} · {self.model} · {self.data} · seed {self.seed}"
+
+    @property
+    def search_method(self) -> ContinuousSparsification | IMP | StochasticSparsification:
+        """The method as ``TicketSearch`` takes it, with ``score_optimizer`` built in."""
+        assert not isinstance(self.method, Dense)
+        if self.score_optimizer is None or isinstance(self.method, IMP):
+            return self.method
+        return replace(self.method, score_optimizer=partial(_make, self.score_optimizer))
+
+    @property
+    def free_retraining(self) -> bool:
+        """Whether each round trains the ticket of the one before from rewound weights: IMP with rewinding."""
+        return isinstance(self.method, IMP) and self.method.rewind
+
+    def retrained(self) -> tuple[int, ...]:
+        """Rounds whose tickets need a training of their own, in order."""
+        rounds = range(1, self.rounds + 1) if self.retrain == "all" else sorted(set(self.retrain))
+        return tuple(r for r in rounds if r == self.rounds or not self.free_retraining)
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs that the run trains from its start to its end."""
+        if isinstance(self.method, Dense):
+            return self.method.times * self.epochs
+        controls = len(set(self.controls)) * len(set(self.control_rounds))
+        return self.epochs * (self.rounds + len(self.retrained()) + controls)
+
+
+def _make(settings: Optimizer, groups: list[dict[str, Any]]) -> Any:
+    return settings.make(groups)

@@ -1,0 +1,307 @@
+"""One run from its config to its last number, in stages: the rounds of the search, then retrainings, then controls.
+
+A run that was stopped, at whatever moment and however rudely, goes on from its last checkpoint and ends with the same
+tickets and the same numbers as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from tombola.attach import Attachment, attach
+from tombola.lab import models
+from tombola.lab.config import RunConfig
+from tombola.lab.data import Dataset, load
+from tombola.lab.errors import LabError
+from tombola.lab.records import epoch_record, epoch_text, result_record
+from tombola.lab.seeds import derive
+from tombola.lab.stages import Stage, plan
+from tombola.lab.store import RunFolder
+from tombola.lab.train import Epoch, fit, measure
+from tombola.methods.fixed import Fixed
+from tombola.search import TicketSearch
+from tombola.selection import maskable
+from tombola.ticket import Ticket, model_tensors
+
+Event: TypeAlias = dict[str, Any]
+OnEvent: TypeAlias = Callable[[str, Event], None]
+
+CHECKPOINT_SECONDS = 10.0
+
+
+class Stopped(Exception):
+    """The run was asked to stop; it has saved where it stands."""
+
+
+def execute(
+    config: RunConfig,
+    out: Path,
+    *,
+    device: torch.device | str = "cpu",
+    threads: int | None = None,
+    data_dir: Path | None = None,
+    on_event: OnEvent = lambda run, event: None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    stop: Callable[[], bool] = lambda: False,
+) -> Path:
+    """Run ``config`` to its end, from where it stands, in its folder below ``out``.
+
+    Args:
+        config: which run.
+        out: folder of run folders.
+        device: where to compute. Numbers of one device are repeatable on the CPU, and close on a GPU.
+        threads: of PyTorch, while this runs; None leaves them alone. Numbers may depend on it in the last bits.
+        data_dir: where data sets that are files lie.
+        on_event: told how it goes: ``on_event(name of the run's folder, event)``.
+        checkpoint_seconds: time between checkpoints, which are made at the ends of epochs.
+        stop: asked after each epoch; True saves and raises ``Stopped``.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        LabError: settings, data or files do not fit together; the folder is damaged or in use.
+        Stopped: ``stop`` said so.
+    """
+    with RunFolder(out, config) as folder, _threads(threads):
+
+        def emit(event: Event) -> None:
+            on_event(folder.name, event)
+
+        emit({"event": "start", "title": config.title, "total_epochs": config.total_epochs})
+        if not folder.finished:
+            saved = folder.resume(warn=lambda text: emit({"event": "warning", "text": text}), device=device)
+            data = load(config.data, data_dir=data_dir, device=device)
+            _Run(config, folder, data, torch.device(device), emit, checkpoint_seconds, stop).go(saved)
+            folder.finish()
+        emit({"event": "done"})
+        return folder.path
+
+
+class _Run:
+    """A run at work. What must survive a stop is in ``_save``; everything else follows from the config."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        data: Dataset,
+        device: torch.device,
+        emit: Callable[[Event], None],
+        checkpoint_seconds: float,
+        stop: Callable[[], bool],
+    ) -> None:
+        self.config, self.folder, self.data, self.device = config, folder, data, device
+        self.emit, self.checkpoint_seconds, self.stop = emit, checkpoint_seconds, stop
+        self.steps = data.steps(config.batch_size)
+        self.stages = plan(config)
+        self.position = 0  # of the stage at work
+        self.last: dict[str, Any] = {}  # the newest epoch record of this stage
+        self.searched: dict[str, dict[str, Any]] = {}  # round -> the last epoch record of its search
+        self.saved_at = time.monotonic()
+
+    def go(self, saved: dict[str, Any] | None) -> None:
+        """Do all stages, or those that are left."""
+        if saved is not None:
+            self.position, self.searched = saved["stage"], saved["searched"]
+        if self.stages[self.position].phase == "search":
+            self._search(saved)
+            saved = None
+        while self.position < len(self.stages):
+            stage = self.stages[self.position]
+            if stage.phase == "dense":
+                self._dense(stage, saved)
+            else:
+                self._retrain(stage, saved)
+            saved = None
+            self.position += 1
+
+    # ---- stages
+
+    def _dense(self, stage: Stage, saved: dict[str, Any] | None) -> None:
+        model = self._model()
+        optimizer = self._optimizer(model)
+        self._train(stage, model, optimizer, None, saved, dict)
+        sizes = {name: parameter.numel() for name, parameter in self._maskable(model).items()}
+        self._result(stage, sizes, sizes)
+
+    def _search(self, saved: dict[str, Any] | None) -> None:
+        config, model = self.config, self._model()
+        search = TicketSearch(
+            model,
+            config.search_method,
+            rounds=config.rounds,
+            rewind_step=config.rewind_step,
+            select=list(self._maskable(model)),
+            steps_per_epoch=self.steps,
+            seed=config.seed,
+            about={"data": config.data, "model": config.model, "run": self.folder.name},
+        )
+        if saved is not None:
+            search.load_state_dict(saved["extra"]["search"])
+        for round_ in search:
+            stage = self.stages[self.position]
+            optimizer = self._optimizer(model)
+            run = round_.attach(optimizer, steps=config.epochs * self.steps)
+            trained = run.masks if config.free_retraining and round_.index > 1 else None
+            self._train(stage, model, optimizer, run, saved, lambda: {"search": search.state_dict()})
+            saved = None
+            if trained is not None:
+                self._result(replace(stage, round=round_.index - 1), trained.counts(), trained.sizes())
+            with self._python_warnings(stage):
+                ticket = round_.ticket()
+            ticket.save(self.folder.ticket_path(round_.index))
+            self.searched[str(round_.index)] = self.last
+            self.position += 1
+
+    def _retrain(self, stage: Stage, saved: dict[str, Any] | None) -> None:
+        model = self._model()
+        ticket = self._controlled(self._ticket(stage.round), stage)
+        masks = ticket.restore(model)
+        optimizer = self._optimizer(model)
+        run = attach(model, optimizer, Fixed(masks), steps=self.config.epochs * self.steps, select=list(masks))
+        self._train(stage, model, optimizer, run, saved, lambda: {"attachment": run.state_dict()})
+        self._result(stage, masks.counts(), masks.sizes())
+        run.detach()
+
+    def _ticket(self, round_: int) -> Ticket:
+        try:
+            return Ticket.load(self.folder.ticket_path(round_))
+        except (ValueError, FileNotFoundError) as error:
+            raise LabError(f"{error}; delete {self.folder.path} to start this run over") from error
+
+    def _controlled(self, ticket: Ticket, stage: Stage) -> Ticket:
+        seed = derive(self.config.seed, str(stage.label), stage.round)
+        if stage.label == "shuffled":
+            return ticket.shuffled(seed=seed)
+        if stage.label == "reinitialised":
+            # building the model anew draws from the recipe's own distribution, whatever reset_parameters() would do
+            return replace(ticket, start=model_tensors(self._model(seed=seed)))
+        return ticket
+
+    # ---- training one stage
+
+    def _train(
+        self,
+        stage: Stage,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        run: Attachment | None,
+        saved: dict[str, Any] | None,
+        extra: Callable[[], dict[str, Any]],
+    ) -> None:
+        """Train to the end of the stage, from its beginning or from where ``saved`` is; the last record is kept."""
+        config, times, done = self.config, getattr(self.config.method, "times", 1), 0
+        self.last = {}
+        if saved is not None:
+            if run is not None and "attachment" in saved["extra"]:
+                run.load_state_dict(saved["extra"]["attachment"])
+            model.load_state_dict(saved["model"])
+            optimizer.load_state_dict(saved["optimizer"])
+            done, self.last = saved["epoch"], saved["last"]
+        epochs = config.epochs * times
+        purpose = (stage.phase, stage.round, stage.label or "")
+
+        def after_epoch(epoch: Epoch) -> None:
+            if epoch.number == epochs or epoch.number % config.evaluate_every == 0:
+                self._measure(stage, model, run, epoch)
+            due = time.monotonic() - self.saved_at >= self.checkpoint_seconds
+            stopping = self.stop()
+            if due or stopping:
+                self._save(epoch.number, model, optimizer, extra())
+            if stopping:
+                raise Stopped
+
+        fit(
+            model,
+            optimizer,
+            lambda epoch: self.data.epoch(
+                derive(config.seed, *purpose, epoch), batch_size=config.batch_size, augment=config.augment
+            ),
+            epochs=epochs,
+            done=done,
+            seed=derive(config.seed, *purpose),
+            factor=lambda epoch: config.schedule.factor(epoch / times, config.epochs),
+            after_epoch=after_epoch,
+        )
+
+    def _measure(self, stage: Stage, model: nn.Module, run: Attachment | None, epoch: Epoch) -> None:
+        whole, hard = measure(model, self.data.test()), None
+        diagnostics = run.diagnostics() if run is not None else {}
+        if diagnostics.get("temperature") is not None:
+            assert run is not None
+            with run.hard():
+                hard = measure(model, self.data.test())
+        self.last = epoch_record(stage, epoch, whole, hard, diagnostics)
+        self.folder.record(self.last)
+        done = stage.epochs_before + epoch.number
+        self.emit({"event": "epoch", "done": done, "text": epoch_text(stage, self.last)})
+
+    def _save(self, epoch: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, Any]) -> None:
+        self.folder.save(
+            {
+                "stage": self.position,
+                "epoch": epoch,
+                "last": self.last,
+                "searched": self.searched,
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "extra": extra,
+            }
+        )
+        self.saved_at = time.monotonic()
+
+    # ---- what comes out
+
+    def _result(self, stage: Stage, counts: dict[str, int], sizes: dict[str, int]) -> None:
+        searched = self.searched.get(str(stage.round))
+        record = result_record(self.config, stage, self.last, searched, counts, sizes, steps=self.steps)
+        self.folder.record(record)
+        self.emit({"event": "result", **record})
+
+    @contextmanager
+    def _python_warnings(self, stage: Stage) -> Iterator[None]:
+        """Turn what the library warns of into records and events."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
+        for warning in caught:
+            self.folder.record({"kind": "warning", "text": str(warning.message)})
+            self.emit({"event": "warning", "text": str(warning.message)})
+
+    # ---- making things
+
+    def _model(self, *, seed: int | None = None) -> nn.Module:
+        seed = derive(self.config.seed, "initial weights") if seed is None else seed
+        shape, classes = self.data.input_shape, self.data.classes
+        return models.build(self.config.model, input_shape=shape, classes=classes, seed=seed).to(self.device)
+
+    def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return self.config.optimizer.make([p for p in model.parameters() if p.requires_grad])
+
+    def _maskable(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        names = dict(model.named_parameters())
+        for name in self.config.unmasked:
+            if name not in names:
+                raise LabError(f"unmasked: {self.config.model} has no parameter {name!r}; it has {', '.join(names)}")
+        return dict(maskable(model, lambda name, parameter: name not in self.config.unmasked))
+
+
+@contextmanager
+def _threads(threads: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,95 @@
+"""The records of metrics.jsonl: what was measured after an epoch, and the final number of a network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from tombola.lab.config import Dense, RunConfig
+from tombola.lab.stages import Stage
+from tombola.lab.train import Epoch, Measurement
+
+
+def epoch_record(
+    stage: Stage, epoch: Epoch, whole: Measurement, hard: Measurement | None, diagnostics: Mapping[str, Any]
+) -> dict[str, Any]:
+    """After an epoch. ``whole`` is the network as it trains, ``hard`` that of its hard mask if this is another one."""
+    soft = diagnostics.get("temperature") is not None
+    return {
+        "kind": "epoch",
+        "phase": stage.phase,
+        "round": stage.round,
+        "label": stage.label,
+        "epoch": epoch.number,
+        "steps": epoch.steps * epoch.number,
+        "train_loss": epoch.train_loss,
+        "test_loss": _finite(whole.loss),
+        "test_accuracy": whole.accuracy,
+        "hard_test_accuracy": hard.accuracy if hard else None,
+        "hard_test_loss": _finite(hard.loss) if hard else None,
+        "density": diagnostics.get("density", 1.0),
+        "temperature": diagnostics.get("temperature"),
+        "undecided": diagnostics["undecided"] if soft else None,
+        "lr": epoch.lr,
+    }
+
+
+def epoch_text(stage: Stage, record: Mapping[str, Any]) -> str:
+    """The same in a few words, for live progress."""
+    place = {"dense": "training", "search": f"round {stage.round}", "retrain": f"retraining ticket {stage.round}"}
+    head = place.get(stage.phase, f"{stage.label} ticket {stage.round}")
+    density = f", density {record['density']:.3f}" if stage.phase != "dense" else ""
+    return f"{head}, epoch {record['epoch']}: accuracy {100 * record['test_accuracy']:.1f} %{density}"
+
+
+def result_record(
+    config: RunConfig,
+    stage: Stage,
+    last: Mapping[str, Any],
+    searched: Mapping[str, Any] | None,
+    counts: Mapping[str, int],
+    sizes: Mapping[str, int],
+    *,
+    steps: int,
+) -> dict[str, Any]:
+    """The final number of a dense net, a retrained ticket or a control.
+
+    Args:
+        config: of the run.
+        stage: ``stage.round`` is the round that the ticket comes from.
+        last: record of the training's last epoch.
+        searched: record of the last epoch of the round that found the ticket.
+        counts, sizes: kept and all weights of each masked layer.
+        steps: of an epoch.
+    """
+    kept, total = sum(counts.values()), sum(sizes.values())
+    dense = isinstance(config.method, Dense)
+    search = 0 if dense else stage.round * config.epochs
+    if searched is None or searched["temperature"] is None or stage.label is not None:
+        searched = {}
+    return {
+        "kind": "result",
+        "method": config.method_name,
+        "setting": config.setting,
+        "round": stage.round,
+        "control": stage.label,
+        "density": kept / total,
+        "kept": kept,
+        "maskable": total,
+        "test_accuracy": last["test_accuracy"],
+        "test_loss": last["test_loss"],
+        "epochs_search": search,
+        "epochs_total": search + last["epoch"],
+        "steps_total": (search + last["epoch"]) * steps,
+        "soft_accuracy": searched.get("test_accuracy"),
+        "hard_accuracy": searched.get("hard_test_accuracy"),
+        "undecided": searched.get("undecided"),
+        "dead_layers": [name for name, count in counts.items() if count == 0],
+        "ticket": None if dense or stage.label else f"tickets/round-{stage.round:02d}.safetensors",
+        "layers": [{"name": name, "size": size, "kept": counts[name]} for name, size in sizes.items()],
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,39 @@
+"""The stages of a run, in order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tombola.lab.config import Control, Dense, RunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One training from beginning to end.
+
+    round: of the search, or that the ticket comes from; 0 for dense training.
+    label: which control is trained, if one is.
+    epochs_before: epochs that the run trains before this stage.
+    """
+
+    phase: Literal["dense", "search", "retrain", "control"]
+    round: int
+    label: Control | None = None
+    epochs_before: int
+
+
+def plan(config: RunConfig) -> list[Stage]:
+    """All stages of the run, in order: the search's rounds, the retrainings of their tickets, and the controls."""
+    if isinstance(config.method, Dense):
+        return [Stage(phase="dense", round=0, epochs_before=0)]
+    controls = sorted(set(config.controls), reverse=True)
+    kinds: list[tuple[Literal["search", "retrain", "control"], int, Control | None]] = [
+        *(("search", round_, None) for round_ in range(1, config.rounds + 1)),
+        *(("retrain", round_, None) for round_ in config.retrained()),
+        *(("control", round_, label) for round_ in sorted(set(config.control_rounds)) for label in controls),
+    ]
+    return [
+        Stage(phase=phase, round=round_, label=label, epochs_before=place * config.epochs)
+        for place, (phase, round_, label) in enumerate(kinds)
+    ]

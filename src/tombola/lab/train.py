@@ -1,0 +1,116 @@
+"""The training loop, once: any model, any optimiser, any batches. It never waits for the device inside an epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tombola.lab.data import Batch
+from tombola.lab.errors import LabError
+from tombola.lab.seeds import derive
+
+Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """What one epoch of training came to. ``number`` counts from 1; ``lr`` is that of the first parameter group."""
+
+    number: int
+    steps: int
+    train_loss: float
+    lr: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """Mean loss over the examples, and the fraction of them that is classified rightly."""
+
+    loss: float
+    accuracy: float
+
+
+def fit(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Callable[[int], Iterable[Batch]],
+    *,
+    epochs: int,
+    done: int = 0,
+    seed: int = 0,
+    factor: Callable[[int], float] = lambda epoch: 1.0,
+    loss: Loss = F.cross_entropy,
+    after_epoch: Callable[[Epoch], None] = lambda epoch: None,
+) -> None:
+    """Train ``model`` from epoch ``done`` to ``epochs``.
+
+    What epoch e does depends on ``seed``, e and the state of model and optimiser alone: PyTorch's generators are seeded
+    at its beginning (dropout, say, draws from them) and are as before when training ends.
+
+    Args:
+        model: in training mode inside the loop.
+        optimizer: its learning rates are those of epochs whose factor is 1.
+        batches: the epoch's number, from 0, to its batches (inputs, labels). For a ``DataLoader`` that shuffles with
+            the global generator, ``lambda epoch: loader``.
+        epochs: how many in all.
+        done: how many of them are done already; then load model and optimiser as they were.
+        seed: of all random choices of the loop.
+        factor: epoch's number, from 0, to what the learning rates are multiplied by.
+        loss: (outputs, labels) to a scalar.
+        after_epoch: called with what each epoch came to, for measuring and saving.
+
+    Raises:
+        LabError: the training loss of an epoch is not finite, or an epoch has no batch.
+    """
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])  # as PyTorch's schedulers do; travels with the optimiser's state
+    cuda = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=cuda):
+        for epoch in range(done, epochs):
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor(epoch)
+            torch.manual_seed(derive(seed, "epoch", epoch))
+            model.train()
+            total, steps = torch.zeros((), device=next(model.parameters()).device), 0
+            for x, y in batches(epoch):
+                value = loss(model(x), y)
+                value.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                total += value.detach()
+                steps += 1
+            if steps == 0:
+                raise LabError(f"epoch {epoch + 1} had no batch; is the DataLoader used up, or the data set empty?")
+            mean = float(total) / steps
+            if not math.isfinite(mean):
+                raise LabError(f"the training loss is {mean} in epoch {epoch + 1}; lower the learning rate")
+            after_epoch(Epoch(number=epoch + 1, steps=steps, train_loss=mean, lr=optimizer.param_groups[0]["lr"]))
+
+
+@torch.no_grad()
+def measure(model: nn.Module, batches: Iterable[Batch], *, loss: Loss = F.cross_entropy) -> Measurement:
+    """Loss and accuracy of ``model`` (N, classes) on ``batches``, in evaluation mode; the mode is put back after.
+
+    Raises:
+        LabError: there is not one example.
+    """
+    mode = model.training
+    model.eval()
+    parts, right, examples = [], [], 0
+    for x, y in batches:
+        output = model(x)
+        parts.append(loss(output, y) * len(y))
+        right.append((output.argmax(1) == y).sum())
+        examples += len(y)
+    model.train(mode)
+    if examples == 0:
+        raise LabError("the test set has no example")
+    return Measurement(
+        loss=float(torch.stack(parts).sum()) / examples, accuracy=int(torch.stack(right).sum()) / examples
+    )

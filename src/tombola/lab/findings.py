@@ -1,0 +1,189 @@
+"""What the numbers say, in sentences computed from them: the headline findings and the account of what was run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from tombola.lab.summary import CONTROLS, Row, Stat, Summary, Task, method_name, setting_name
+
+NAMES = {
+    "dense": "dense training",
+    "cs": "Continuous Sparsification (CS)",
+    "imp": "Iterative Magnitude Pruning (IMP)",
+    "iss": "Iterative Stochastic Sparsification (ISS)",
+    "ss": "Stochastic Sparsification (SS)",
+}
+NBSP = "\N{NO-BREAK SPACE}"
+NEAR = 1.25
+"""Two densities whose ratio is below this are compared as equals."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One headline: a number, what it is, and the sentence that stands behind it."""
+
+    number: str
+    what: str
+    text: str
+
+
+def percent(fraction: float) -> str:
+    """A fraction as a reader wants it: three significant digits, "4.57 %"."""
+    return f"{100 * fraction:.3g}{NBSP}%" if fraction < 0.9995 else f"{100 * fraction:.4g}{NBSP}%"
+
+
+def spread(accuracy: Stat, *, unit: str = f"{NBSP}%") -> str:
+    """Mean and standard deviation of an accuracy in percent, "97.1 ± 0.3 %"."""
+    around = "" if accuracy.sd is None else f"{NBSP}±{NBSP}{100 * accuracy.sd:.1f}"
+    return f"{100 * accuracy.mean:.1f}{around}{unit}"
+
+
+def count(number: float, noun: str) -> str:
+    """A number with its noun, "1 seed", "240 epochs", "1,358 weights"."""
+    return f"{number:,.6g}{NBSP}{noun}{'' if number == 1 else 's'}"
+
+
+def listing(items: Iterable[object]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    *most, final = [str(item) for item in items] or [""]
+    return f"{', '.join(most)} and {final}" if most else final
+
+
+def findings(task: Task) -> list[Finding]:
+    """The headlines of one task, as far as its numbers reach."""
+    makers: Sequence[Callable[[Task], Finding | None]] = (_sparsest, _asked, _controls)
+    return [finding for make in makers if (finding := make(task)) is not None]
+
+
+def matching(task: Task, rows: Iterable[Row]) -> Row | None:
+    """The sparsest of `rows` whose mean accuracy is at least the dense net's; None if none is, or no dense net is."""
+    dense = task.dense
+    good = [row for row in rows if dense is not None and row.accuracy.mean >= dense.accuracy.mean]
+    return min(good, key=lambda row: (row.density.mean, -row.accuracy.mean), default=None)
+
+
+def _sparsest(task: Task) -> Finding | None:
+    dense = task.dense
+    if dense is None or not task.tickets:
+        return None
+    best = matching(task, task.tickets)
+    if best is None:
+        closest = max(task.tickets, key=lambda row: row.accuracy.mean)
+        return Finding(
+            "none",
+            "of the tickets is as accurate as the dense net",
+            f"Dense reaches {spread(dense.accuracy)}. The best ticket, {_ticket(closest)}, keeps "
+            f"{percent(closest.density.mean)} of the weights and reaches {spread(closest.accuracy)}.",
+        )
+    text = (
+        f"{_ticket(best)} reaches {spread(best.accuracy)} against {spread(dense.accuracy)} for the dense net, "
+        f"after {_epochs(best)}."
+    )
+    if best.method != "imp":
+        text += _imp_as_sparse(task, best)
+    return Finding(
+        percent(best.density.mean), "of the weights: the sparsest ticket at least as accurate as dense", text
+    )
+
+
+def _imp_as_sparse(task: Task, best: Row) -> str:
+    imp = [row for row in task.tickets if row.method == "imp"]
+    if not imp:
+        return ""
+    sparse = [row for row in imp if row.density.mean <= best.density.mean * 1.001]
+    if not sparse:
+        last = min(imp, key=lambda row: row.density.mean)
+        return f" IMP is not that sparse after {count(last.epochs_all.mean, 'epoch')} ({percent(last.density.mean)})."
+    first = max(sparse, key=lambda row: row.density.mean)
+    return (
+        f" IMP is as sparse in round{NBSP}{first.round}, after {count(first.epochs_all.mean, 'epoch')}: "
+        f"{spread(first.accuracy)}."
+    )
+
+
+def _asked(task: Task) -> Finding | None:
+    rows = [row for row in task.tickets if row.asked is not None and row.last]
+    if not rows:
+        return None
+    row = rows[0]
+    assert row.asked is not None
+    counts = sorted(set(row.kept))
+    wanted = row.asked * row.maskable
+    exact = all(abs(kept - wanted) < 1 for kept in row.kept)
+    seeds = "its one seed" if len(row.kept) == 1 else f"all {len(row.kept)} seeds"
+    text = (
+        f"Exactly so in {seeds}; " if exact else f"That is off by up to {max(abs(k - wanted) for k in counts):,.0f}; "
+    )
+    text += f"the tickets reach {spread(row.accuracy)} after {_epochs(row)}."
+    imp = [other for other in task.tickets if other.method == "imp"]
+    if imp:
+        near = min(imp, key=lambda other: abs(math.log(other.density.mean / row.density.mean)))
+        if max(near.density.mean / row.density.mean, row.density.mean / near.density.mean) < NEAR:
+            text += (
+                f" IMP’s nearest, {percent(near.density.mean)}, reaches {spread(near.accuracy)} "
+                f"after {count(near.epochs_all.mean, 'epoch')}."
+            )
+    kept = listing(f"{kept:,}" for kept in counts)
+    return Finding(kept, f"of {row.maskable:,} weights kept when {percent(row.asked)} were asked for", text)
+
+
+def _controls(task: Task) -> Finding | None:
+    rows = [row for row in task.tickets if "shuffled" in row.controls]
+    row = matching(task, rows) or max(rows, key=lambda row: row.accuracy.mean, default=None)
+    if row is None:
+        return None
+    difference = 100 * (row.accuracy.mean - row.controls["shuffled"].mean)
+    text = f"{_ticket(row)}, with {percent(row.density.mean)} of the weights, reaches {spread(row.accuracy)}"
+    for control, accuracy in row.controls.items():
+        what = {"shuffled": "the same counts at shuffled places", "reinitialised": "the same places with fresh weights"}
+        text += f"; {what.get(control, CONTROLS.get(control, control))} {spread(accuracy)}"
+    sign = "+" if difference >= 0 else "−"
+    return Finding(f"{sign}{abs(difference):.1f} points", "over as many weights at random places", text + ".")
+
+
+def _ticket(row: Row) -> str:
+    return f"{row.name}, round{NBSP}{row.round}" if row.round > 1 or not row.last else row.name
+
+
+def _epochs(row: Row) -> str:
+    text = count(row.epochs_all.mean, "epoch")
+    return text if row.tried < 2 else f"{text} (search and retraining with all {row.tried} initial scores tried)"
+
+
+def account(summary: Summary) -> str:
+    """What was run, in one plain paragraph."""
+    alike: dict[str, list[Task]] = {}
+    for task in summary.tasks:
+        alike.setdefault(_work(task), []).append(task)
+    sentences = [f"{listing(map(_model, tasks))}: {work}." for work, tasks in alike.items()]
+    seeds = sorted({seed for task in summary.tasks for seed in task.seeds})
+    end = "Every ticket was trained again from its rewound weights, and what is shown is the accuracy after that"
+    if len(seeds) > 1:
+        end += f", as mean ± standard deviation over the {len(seeds)} seeds {listing(seeds)}"
+    elif seeds:
+        end += f", for the one seed {seeds[0]}"
+    return " ".join(sentences) + f" {end}."
+
+
+def _model(task: Task) -> str:
+    return f"{task.model} ({count(max(row.maskable for row in task.rows), 'maskable weight')}) on {task.data}"
+
+
+def _work(task: Task) -> str:
+    """The methods of a task, each with its settings and its number of rounds."""
+    kinds: dict[tuple[str, bool], list[Row]] = {}
+    for row in task.rows:
+        kinds.setdefault((row.method, row.asked is not None), []).append(row)
+    parts = []
+    for (method, asked), rows in kinds.items():
+        settings = listing(dict.fromkeys(setting_name(row.setting) for row in rows if row.setting))
+        if method == "dense":
+            parts.append(NAMES[method] + (" (also for as many epochs as a search)" if settings else ""))
+            continue
+        known = asked and (method, False) in kinds
+        name = method_name(method) if known else NAMES.get(method, method_name(method))
+        rounds = count(max(row.round for row in rows), "round")
+        parts.append(f"{name} with {settings} over {rounds}" if settings else f"{name} over {rounds}")
+    return "; ".join(parts)

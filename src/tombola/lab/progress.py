@@ -1,0 +1,209 @@
+"""Watching several runs at once: a live display on a terminal, plain lines elsewhere, nothing when asked.
+
+All three take the events of `experiment.run_many`: `watcher(run_name, event)`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from tombola.lab.findings import percent
+from tombola.lab.summary import CONTROLS, method_name, setting_name
+
+LATEST = 6
+"""How many results and warnings the live display shows."""
+
+
+@dataclass
+class State:
+    """What is known of one run."""
+
+    total: int
+    title: str = ""
+    done: int = 0
+    text: str = ""
+    status: str = "waiting"  # then "active", and in the end "done" or "failed"
+
+
+@dataclass
+class Board:
+    """Where all runs stand, from the events so far. `totals`: run name -> epochs it will train in all."""
+
+    totals: Mapping[str, int]
+    runs: dict[str, State] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.runs = {name: State(total=total, title=name) for name, total in self.totals.items()}
+
+    def take(self, name: str, event: Mapping[str, Any]) -> State:
+        """Take in one event, and return the run that it is about."""
+        run = self.runs.setdefault(name, State(total=int(event.get("total_epochs", 1)), title=name))
+        match event.get("event"):
+            case "start":
+                run.title, run.total = str(event["title"]), int(event["total_epochs"])
+                run.status = "active"
+            case "epoch":
+                run.done, run.text, run.status = int(event["done"]), str(event["text"]), "active"
+            case "done":
+                run.done, run.status = run.total, "done"
+            case "error":
+                run.status = "failed"
+        return run
+
+    @property
+    def total(self) -> int:
+        """Epochs of all runs."""
+        return sum(run.total for run in self.runs.values())
+
+    @property
+    def done(self) -> int:
+        """Epochs done."""
+        return sum(min(run.done, run.total) for run in self.runs.values())
+
+    @property
+    def finished(self) -> int:
+        """Runs that have come to their end."""
+        return sum(run.status == "done" for run in self.runs.values())
+
+
+def line_of(run: State, event: Mapping[str, Any]) -> Text | None:
+    """An event worth a line of its own (a result, a warning, an error) as that line; None for the others."""
+    match event.get("event"):
+        case "result":
+            return Text.assemble(*_result(event), (f"  {_who(run)}", "dim"))
+        case "warning":
+            return Text.assemble(("warning: ", "yellow"), str(event["text"]), (f"  {_who(run)}", "dim"))
+        case "error":
+            return Text.assemble(("failed: ", "bold red"), str(event["text"]), (f"  {_who(run)}", "dim"))
+    return None
+
+
+def _result(event: Mapping[str, Any]) -> list[str | tuple[str, str]]:
+    name = f"{method_name(str(event['method']))} {setting_name(str(event['setting']))}".strip()
+    accuracy = (f"{100 * float(event['test_accuracy']):5.1f} %", "bold")
+    if event["method"] == "dense":
+        return [accuracy, f"  {name}"]
+    control = event.get("control")
+    kind = f", {CONTROLS.get(control, control)}" if control else ""
+    return [accuracy, f"  {name}, round {event['round']}{kind}: {percent(float(event['density']))} of the weights"]
+
+
+def _who(run: State) -> str:
+    """The part of a run's title that a result does not tell: model, data, seed."""
+    return run.title.partition(" · ")[2] or run.title
+
+
+class Quiet:
+    """Says nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def __call__(self, name: str, event: Mapping[str, Any]) -> None:
+        """Take in one event."""
+
+
+class Plain(Quiet):
+    """One line for each result, warning, error and finished run, and each tenth of all epochs; for logs and pipes."""
+
+    def __init__(self, console: Console, totals: Mapping[str, int]) -> None:
+        self.console = console
+        self.board = Board(totals)
+        self.tenths = 0
+
+    def __call__(self, name: str, event: Mapping[str, Any]) -> None:
+        """Take in one event, and print what it is worth."""
+        run = self.board.take(name, event)
+        line = line_of(run, event)
+        if line is not None:
+            self._print(line)
+        if event.get("event") == "done":
+            self._print(Text(f"done ({self.board.finished} of {len(self.board.runs)} runs): {run.title}"))
+        tenths = 10 * self.board.done // max(self.board.total, 1)
+        if tenths > self.tenths:
+            self.tenths = tenths
+            self._print(Text(f"{10 * tenths} % of {self.board.total:,} epochs"))
+
+    def _print(self, line: Text) -> None:
+        self.console.print(line, soft_wrap=True)
+
+
+class Running(Quiet):
+    """A bar for everything, a line for each run at work, and the latest results, redrawn in place."""
+
+    def __init__(self, console: Console, totals: Mapping[str, int]) -> None:
+        self.board = Board(totals)
+        self.latest: deque[Text] = deque(maxlen=LATEST)
+        self.overall = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            expand=True,
+        )
+        self.each = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=16),
+            TextColumn("{task.fields[text]}", markup=False, style="dim"),
+            console=console,
+        )
+        self.all = self.overall.add_task(self._headline(), total=max(self.board.total, 1))
+        self.lines: dict[str, TaskID] = {}
+        self.live = Live(self, console=console, refresh_per_second=8, transient=True)
+
+    def __enter__(self) -> Self:
+        self.live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.live.__exit__(kind, error, trace)
+
+    def __rich__(self) -> RenderableType:
+        return Group(self.overall, self.each, Text(""), *self.latest)
+
+    def __call__(self, name: str, event: Mapping[str, Any]) -> None:
+        """Take in one event."""
+        run = self.board.take(name, event)
+        line = line_of(run, event)
+        if line is not None:
+            line.no_wrap, line.overflow = True, "ellipsis"
+            self.latest.append(line)
+        if run.status == "active" and name not in self.lines:
+            self.lines[name] = self.each.add_task(run.title, total=run.total, text="")
+        if name in self.lines:
+            if run.status == "active":
+                self.each.update(self.lines[name], completed=run.done, total=run.total, text=run.text)
+            else:
+                self.each.remove_task(self.lines.pop(name))
+        self.overall.update(
+            self.all, completed=self.board.done, total=max(self.board.total, 1), description=self._headline()
+        )
+
+    def _headline(self) -> str:
+        return f"{self.board.finished} of {len(self.board.runs)} runs"
+
+
+def watcher(console: Console, totals: Mapping[str, int], *, quiet: bool = False) -> Quiet:
+    """The display that suits: none if `quiet`, live on a terminal, else plain lines. Use as a context manager."""
+    if quiet:
+        return Quiet()
+    return Running(console, totals) if console.is_terminal else Plain(console, totals)

@@ -1,0 +1,177 @@
+"""One self-contained HTML page about a set of run folders, and the same numbers as CSV beside it.
+
+The page needs nothing but itself: no network, no font, no script from elsewhere. The same runs give the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from tombola.files import write_atomically
+from tombola.lab import figures
+from tombola.lab.csvfile import csv_text
+from tombola.lab.errors import LabError
+from tombola.lab.findings import account, count, findings, listing, matching, percent
+from tombola.lab.resulttable import columns_of, rows_of
+from tombola.lab.runs import Run, find_runs, read_run
+from tombola.lab.summary import Row, Summary, Task, method_name, summarise
+from tombola.lab.svg import INK
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `write_report` wrote, and the summary it was made from."""
+
+    html: Path
+    csv: Path
+    summary: Summary
+
+
+def read_summary(folders: Iterable[Path]) -> Summary:
+    """The summary of every run at or below `folders`.
+
+    Raises:
+        LabError: no run there, or a damaged one.
+    """
+    return summarise(read_run(folder) for folder in find_runs(folders))
+
+
+def write_report(folders: Sequence[Path], output: Path | None = None, *, commands: Sequence[str] = ()) -> Written:
+    """Write the report of every run at or below `folders`.
+
+    Args:
+        folders: run folders, or folders of run folders.
+        output: the page; None: `report.html` in the first folder. The CSV goes beside it as `results.csv`.
+        commands: how to run it again, shown at the foot of the page.
+
+    Raises:
+        LabError: no run there, a damaged one, or a place that cannot be written to.
+    """
+    summary = read_summary(folders)
+    html = folders[0] / "report.html" if output is None else output
+    table = html.with_name("results.csv" if html.stem == "report" else f"{html.stem}.csv")
+    page = render(summary, csv_name=table.name, commands=commands)
+    try:
+        html.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(table, csv_text(summary).encode())
+        write_atomically(html, page.encode())
+    except OSError as error:
+        raise LabError(f"{html}: cannot be written: {error.strerror}; choose another place with -o") from error
+    return Written(html=html, csv=table, summary=summary)
+
+
+def render(summary: Summary, *, csv_name: str, commands: Sequence[str]) -> str:
+    """The page as text."""
+    environment = Environment(
+        loader=PackageLoader("tombola.lab"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("report.html.j2").render(
+        title=_title(summary),
+        account=account(summary),
+        unfinished=_unfinished(summary),
+        tasks=[_task(task, number) for number, task in enumerate(summary.tasks, start=1)],
+        columns=columns_of(summary),
+        rows=rows_of(summary),
+        models=[_task_name(task, summary) for task in summary.tasks],
+        methods=list(dict.fromkeys(method_name(row.method) for task in summary.tasks for row in task.rows)),
+        warnings=_warnings(summary.runs),
+        commands=commands,
+        versions=_versions(summary.runs),
+        folders=[{"name": run.folder.name, "finished": run.finished} for run in summary.runs],
+        csv_name=csv_name,
+        css=_asset("report.css"),
+        js=_asset("report.js"),
+    )
+
+
+def _asset(name: str) -> Markup:
+    return Markup((resources.files("tombola.lab") / "templates" / name).read_text(encoding="utf-8").strip())
+
+
+def _title(summary: Summary) -> str:
+    if not summary.tasks:
+        return "Winning tickets: no result yet"
+    models = listing(dict.fromkeys(task.model for task in summary.tasks))
+    return f"Winning tickets in {models} on {listing(dict.fromkeys(task.data for task in summary.tasks))}"
+
+
+def _task_name(task: Task, summary: Summary) -> str:
+    return task.model if len({t.data for t in summary.tasks}) == 1 else f"{task.model} on {task.data}"
+
+
+def _unfinished(summary: Summary) -> str:
+    missing, total = len(summary.unfinished), len(summary.runs)
+    verb = "is" if missing == 1 else "are"
+    return f"{missing} of {count(total, 'run')} {verb} not finished." if missing else ""
+
+
+def _task(task: Task, number: int) -> dict[str, Any]:
+    drawn = bool(task.tickets)
+    return {
+        "data": task.data,
+        "model": task.model,
+        "findings": findings(task),
+        "legend": [(Markup(mark), name) for mark, name in figures.legend(task, f"l{number}")],
+        "by_density": Markup(figures.accuracy_by_density(task, f"d{number}")) if drawn else "",
+        "by_epochs": Markup(figures.accuracy_by_epochs(task, f"e{number}")) if drawn else "",
+        "layers": _layers(task),
+    }
+
+
+def _layers(task: Task) -> dict[str, Any] | None:
+    """Per-layer densities of one ticket of each search, as bars on one scale."""
+    inks = {value: role for role, value in INK.items()}
+    shown: list[tuple[Row, str]] = []
+    for series in figures.series_of(task):
+        row = matching(task, series.rows) or max(series.rows, key=lambda row: row.accuracy.mean)
+        if row.layers:
+            shown.append((row, inks[series.ink]))
+    if not shown:
+        return None
+    names = dict.fromkeys((layer.name, layer.size) for row, _ in shown for layer in row.layers)
+    longest = max(layer.kept / layer.size for row, _ in shown for layer in row.layers)
+    found = [({layer.name: layer.kept / layer.size for layer in row.layers}, ink) for row, ink in shown]
+    return {
+        "longest": percent(longest),
+        "columns": [
+            {"name": row.name, "detail": f"round {row.round}, {percent(row.density.mean)}"} for row, _ in shown
+        ],
+        "rows": [
+            {
+                "name": name,
+                "size": f"{size:,}",
+                "cells": [_cell(density.get(name), ink, longest) for density, ink in found],
+            }
+            for name, size in names
+        ],
+    }
+
+
+def _cell(density: float | None, ink: str, longest: float) -> dict[str, Any]:
+    if density is None:
+        return {"width": 0, "text": "–", "ink": ink, "dead": False}
+    text = percent(density) if density else "empty"
+    return {"width": f"{100 * density / max(longest, 1e-12):.2f}", "text": text, "ink": ink, "dead": not density}
+
+
+def _warnings(runs: Iterable[Run]) -> list[dict[str, str]]:
+    return [{"text": text, "where": run.folder.name} for run in runs for text in run.warnings]
+
+
+def _versions(runs: Iterable[Run]) -> str:
+    told = dict.fromkeys(listing(f"{name} {version}" for name, version in run.versions.items()) for run in runs)
+    return (
+        "; ".join(f"Made with {versions}." for versions in told if versions) or "The runs do not tell their versions."
+    )

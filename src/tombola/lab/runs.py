@@ -1,0 +1,249 @@
+"""Reading finished and unfinished run folders: config.json, metrics.jsonl and the done marker, as plain data.
+
+Reading is strict about content (a damaged file is one clear error that names it) and lenient about progress: a run that
+is still going, or was cut off in the middle of a line, counts for as much as it has recorded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from tombola.lab.errors import LabError
+
+CONFIG, METRICS, DONE = "config.json", "metrics.jsonl", "done.json"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One masked layer of a ticket: its name, its number of weights and how many of them the ticket keeps."""
+
+    name: str
+    size: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """One final number: a dense net, a retrained ticket or a control. Accuracies are fractions in [0, 1]."""
+
+    method: str
+    setting: str
+    round: int
+    control: str | None
+    density: float
+    kept: int
+    maskable: int
+    test_accuracy: float
+    epochs_search: float
+    epochs_total: float
+    soft_accuracy: float | None
+    hard_accuracy: float | None
+    undecided: float | None
+    dead_layers: tuple[str, ...]
+    ticket: str | None
+    layers: tuple[Layer, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder: who it is (config), what it found (results), what it warned of, and whether it is finished."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    data: str
+    model: str
+    seed: int
+    results: tuple[Result, ...]
+    warnings: tuple[str, ...]
+    finished: bool
+    versions: Mapping[str, str]
+
+    @property
+    def method_settings(self) -> Mapping[str, Any]:
+        """The method's own part of the config (empty for a config that keeps none)."""
+        method = self.config.get("method")
+        return method if isinstance(method, Mapping) else {}
+
+
+def find_runs(folders: Iterable[Path]) -> list[Path]:
+    """Every run folder at or below `folders`, in order of path, each once.
+
+    Raises:
+        LabError: a folder that is missing, or has no run in it.
+    """
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise LabError(f"{folder}: no such folder; give a folder that `tombola search --out` wrote")
+        below = [config.parent for config in sorted(folder.rglob(CONFIG))]
+        if not below:
+            raise LabError(
+                f"{folder}: no {CONFIG} in it or below it, so no run to report; give a folder that "
+                "`tombola search --out` wrote"
+            )
+        found.update({path.resolve(): path for path in below})
+    return sorted(found.values())
+
+
+def read_run(folder: Path) -> Run:
+    """Read one run folder.
+
+    Raises:
+        LabError: a config or a record that is damaged: the message names file, line and mend.
+    """
+    config = _object(folder / CONFIG)
+    finished = _finished(folder)
+    results: list[Result] = []
+    warnings: list[str] = []
+    for place, record in _records(folder / METRICS):
+        kind = record.get("kind")
+        if kind == "result":
+            results.append(_result(record, place))
+        elif kind == "warning" and record.get("text") not in warnings:
+            warnings.append(str(record.get("text")))
+    return Run(
+        folder=folder,
+        config=config,
+        data=_name(config, "data", folder),
+        model=_name(config, "model", folder),
+        seed=_field(config, "seed", int, str(folder / CONFIG)),
+        results=tuple(results),
+        warnings=tuple(warnings),
+        finished=finished,
+        versions=_versions(folder, results),
+    )
+
+
+def _object(path: Path) -> dict[str, Any]:
+    mend = f"delete {path.parent} and run the same search again"
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LabError(f"{path}: not readable as JSON ({error}); {mend}") from None
+    if not isinstance(value, dict):
+        raise LabError(f"{path}: holds {type(value).__name__}, not a JSON object; {mend}")
+    return value
+
+
+def _finished(folder: Path) -> bool:
+    """Whether the run is done; then its metrics must be those that it ended with."""
+    done, metrics = folder / DONE, folder / METRICS
+    if not done.is_file():
+        return False
+    expected = _field(_object(done), "metrics_sha256", str, str(done))
+    if not metrics.is_file() or hashlib.sha256(metrics.read_bytes()).hexdigest() != expected:
+        raise LabError(
+            f"{metrics}: was changed after the run was finished; delete {folder} and run the same search again"
+        )
+    return True
+
+
+def _versions(folder: Path, results: Iterable[Result]) -> Mapping[str, str]:
+    """Library versions as the run's first readable ticket tells them; empty where there is none."""
+    for ticket in dict.fromkeys(result.ticket for result in results if result.ticket):
+        try:
+            with safe_open(str(folder / ticket), framework="np") as file:
+                versions = json.loads((file.metadata() or {}).get("provenance", "{}")).get("versions")
+        except (OSError, SafetensorError, ValueError, AttributeError):
+            continue
+        if isinstance(versions, dict):
+            return {str(name): str(version) for name, version in versions.items()}
+    return {}
+
+
+def _records(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
+    """Each record with its place, "file:line". A torn last line is what a killed run leaves, and is left out."""
+    if not path.exists():
+        return
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise LabError(f"{path}: not readable ({error.strerror})") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError:
+            if number == len(lines):
+                return
+            record = None
+        if not isinstance(record, dict):
+            raise LabError(
+                f"{path}:{number}: not a JSON record; run the same search again to continue this run, "
+                "or delete its folder to start it over"
+            )
+        yield f"{path}:{number}", record
+
+
+def _result(record: Mapping[str, Any], place: str) -> Result:
+    def get(key: str, kind: type | tuple[type, ...]) -> Any:
+        return _field(record, key, kind, place)
+
+    number, maybe = (int, float), (int, float, type(None))
+    text, none = str, type(None)
+    for key in ("density", "test_accuracy"):
+        value = get(key, number)
+        if not 0.0 <= value <= 1.0:
+            raise LabError(f"{place}: {key} is {value}, must be in [0, 1]; the file is damaged or foreign")
+    return Result(
+        method=get("method", text),
+        setting=get("setting", text),
+        round=get("round", (int, none)) or 0,
+        control=get("control", (text, none)),
+        density=get("density", number),
+        kept=get("kept", int),
+        maskable=get("maskable", int),
+        test_accuracy=get("test_accuracy", number),
+        epochs_search=get("epochs_search", number),
+        epochs_total=get("epochs_total", number),
+        soft_accuracy=_finite(get("soft_accuracy", maybe)),
+        hard_accuracy=_finite(get("hard_accuracy", maybe)),
+        undecided=_finite(get("undecided", maybe)),
+        dead_layers=tuple(str(name) for name in get("dead_layers", list)),
+        ticket=get("ticket", (text, none)),
+        layers=tuple(_layer(layer, place) for layer in get("layers", list)),
+    )
+
+
+def _layer(layer: object, place: str) -> Layer:
+    if not isinstance(layer, Mapping):
+        raise LabError(f"{place}: an entry of layers is {type(layer).__name__}, must be an object")
+    return Layer(
+        name=_field(layer, "name", str, place),
+        size=_field(layer, "size", int, place),
+        kept=_field(layer, "kept", int, place),
+    )
+
+
+def _field(record: Mapping[str, Any], key: str, kind: type | tuple[type, ...], place: str) -> Any:
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
+    if key not in record:
+        raise LabError(f"{place}: has no {key} ({wanted}); the file is damaged or was written by another version")
+    value = record[key]
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise LabError(f"{place}: {key} is {value!r}, must be {wanted}; the file is damaged or foreign")
+    return value
+
+
+def _name(config: Mapping[str, Any], key: str, folder: Path) -> str:
+    """The name of the data or the model: a string, or an object that carries it under "name"."""
+    value = config.get(key)
+    if isinstance(value, Mapping):
+        value = value.get("name")
+    if not isinstance(value, str):
+        raise LabError(f"{folder / CONFIG}: {key} is {value!r}, must be a name; the file is damaged or foreign")
+    return value
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,273 @@
+"""From runs to the numbers that are shown: results grouped over seeds, with what each one cost and its controls.
+
+The same `Summary` feeds the terminal table, the HTML report and the CSV file, so that they cannot disagree.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tombola.lab.runs import Layer, Result, Run
+
+METHODS = {"dense": "Dense", "cs": "CS", "imp": "IMP", "iss": "ISS", "ss": "SS"}
+CONTROLS = {"shuffled": "shuffled", "reinitialised": "re-initialised"}
+NOT_SETTINGS = ("seed", "retrain", "controls", "control_rounds", "evaluate_every")  # change no ticket's number
+
+
+@dataclass(frozen=True)
+class Stat:
+    """Mean and sample standard deviation over seeds (`sd` is None for a single seed)."""
+
+    mean: float
+    sd: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting of one method at one round, over its seeds.
+
+    `epochs` counts the search up to this round and the retraining of its ticket. `epochs_all` adds the same for every
+    other initial score that was tried with otherwise equal settings: what it cost to be able to choose this one.
+    """
+
+    data: str
+    model: str
+    method: str
+    setting: str
+    group: str
+    round: int
+    last: bool
+    seeds: tuple[int, ...]
+    density: Stat
+    kept: tuple[int, ...]
+    maskable: int
+    accuracy: Stat
+    epochs: Stat
+    epochs_all: Stat
+    tried: int
+    asked: float | None
+    soft: Stat | None
+    hard: Stat | None
+    gap: Stat | None
+    undecided: Stat | None
+    dead: tuple[str, ...]
+    layers: tuple[Layer, ...]
+    controls: Mapping[str, Stat] = field(default_factory=dict)
+
+    @property
+    def dense(self) -> bool:
+        """Whether this is a dense net and no ticket."""
+        return self.method == "dense"
+
+    @property
+    def name(self) -> str:
+        """Method and setting as a reader sees them, such as "CS s₀ = −0.05"."""
+        return f"{method_name(self.method)} {setting_name(self.setting)}".strip()
+
+
+@dataclass(frozen=True)
+class Task:
+    """All rows of one model on one data set; `dense` is the row every ticket is held against (None: not run yet)."""
+
+    data: str
+    model: str
+    rows: tuple[Row, ...]
+    seeds: tuple[int, ...]
+
+    @property
+    def dense(self) -> Row | None:
+        """The plainly trained dense net."""
+        return next((row for row in self.rows if row.dense and not row.setting), None)
+
+    @property
+    def tickets(self) -> tuple[Row, ...]:
+        """Every row that is a ticket."""
+        return tuple(row for row in self.rows if not row.dense)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything a report shows."""
+
+    tasks: tuple[Task, ...]
+    runs: tuple[Run, ...]
+
+    @property
+    def unfinished(self) -> tuple[Path, ...]:
+        """Folders of the runs that have not come to their end."""
+        return tuple(run.folder for run in self.runs if not run.finished)
+
+
+def method_name(method: str) -> str:
+    """The short name of a method as a reader knows it."""
+    return METHODS.get(method, method)
+
+
+def setting_name(setting: str) -> str:
+    """A setting as a reader sees it: "s0=-0.05" becomes "s₀ = −0.05"."""
+    return setting.replace("s0=", "s₀=").replace("=-", "=−").replace("=", " = ")
+
+
+def stat(values: Sequence[float]) -> Stat:
+    """Mean and sample standard deviation of at least one value."""
+    return Stat(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+
+def summarise(runs: Iterable[Run]) -> Summary:
+    """Group the results of `runs` over seeds: one task for each data set and model, in order of appearance."""
+    runs = tuple(runs)
+    pairs: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    for run in runs:
+        pairs[run.data, run.model].append(run)
+    tasks = tuple(_task(data, model, members) for (data, model), members in pairs.items())
+    return Summary(tasks=tuple(task for task in tasks if task.rows), runs=runs)
+
+
+def _task(data: str, model: str, runs: list[Run]) -> Task:
+    cells: dict[tuple[str, str, int, str], dict[str | None, list[tuple[Run, Result]]]] = {}
+    for run in runs:
+        for result in run.results:
+            key = (_key(run.config), result.method + "/" + result.setting, result.round, "")
+            cells.setdefault(key, {}).setdefault(result.control, []).append((run, result))
+    sweeps = _sweeps(runs)
+    suffixes = _suffixes(runs)
+    rows = []
+    last: dict[str, int] = {}
+    for (group, *_), members in cells.items():
+        last[group] = max(last.get(group, 0), *(r.round for found in members.values() for _, r in found))
+    for (group, *_), members in cells.items():
+        own = members.get(None)
+        if own is None:  # a control whose ticket was never retrained is nothing to compare with
+            continue
+        controls = {c: stat([r.test_accuracy for _, r in found]) for c, found in members.items() if c is not None}
+        rows.append(_row(own, controls, group, sweeps[group], suffixes[group], last[group]))
+    rows.sort(key=_order)
+    return Task(data=data, model=model, rows=tuple(rows), seeds=tuple(sorted({run.seed for run in runs})))
+
+
+def _row(
+    own: list[tuple[Run, Result]], controls: Mapping[str, Stat], group: str, sweep: list[Run], suffix: str, last: int
+) -> Row:
+    run, first = own[0]
+    results = [result for _, result in own]
+    totals = [_sweep_epochs(run, result, sweep) for run, result in own]
+    gaps = [r.soft_accuracy - r.hard_accuracy for r in results if None not in (r.soft_accuracy, r.hard_accuracy)]  # type: ignore[operator]
+    return Row(
+        data=run.data,
+        model=run.model,
+        method=first.method,
+        setting=" ".join(part for part in (first.setting, suffix) if part),
+        group=group,
+        round=first.round,
+        last=first.round == last,
+        seeds=tuple(sorted(run.seed for run, _ in own)),
+        density=stat([r.density for r in results]),
+        kept=tuple(r.kept for r in results),
+        maskable=first.maskable,
+        accuracy=stat([r.test_accuracy for r in results]),
+        epochs=stat([r.epochs_total for r in results]),
+        epochs_all=stat([epochs for epochs, _ in totals]),
+        tried=max(tried for _, tried in totals),
+        asked=_asked(run, first.round),
+        soft=_maybe([r.soft_accuracy for r in results]),
+        hard=_maybe([r.hard_accuracy for r in results]),
+        gap=_maybe(gaps),
+        undecided=_maybe([r.undecided for r in results]),
+        dead=tuple(sorted({name for r in results for name in r.dead_layers})),
+        layers=_mean_layers([r.layers for r in results]),
+        controls=controls,
+    )
+
+
+def _maybe(values: Sequence[float | None]) -> Stat | None:
+    known = [value for value in values if value is not None]
+    return stat(known) if known else None
+
+
+def _mean_layers(found: Sequence[tuple[Layer, ...]]) -> tuple[Layer, ...]:
+    """Layers with the mean count over seeds (rounded); the first seed's where the seeds' layers differ in name."""
+    alike = [layers for layers in found if [la.name for la in layers] == [la.name for la in found[0]]]
+    return tuple(
+        Layer(same[0].name, same[0].size, round(statistics.fmean(layer.kept for layer in same)))
+        for same in zip(*alike, strict=True)
+    )
+
+
+def _key(config: Mapping[str, Any]) -> str:
+    """What makes two runs the same setting: the whole config but the seed."""
+    return json.dumps({k: v for k, v in config.items() if k not in NOT_SETTINGS}, sort_keys=True)
+
+
+def _sweeps(runs: list[Run]) -> dict[str, list[Run]]:
+    """For each setting the runs that differ from it in the initial score alone, itself included, over all seeds."""
+    bare: dict[str, list[Run]] = defaultdict(list)
+
+    def without_score(run: Run) -> str:
+        method = {k: v for k, v in run.method_settings.items() if k != "initial_score"}
+        return _key({**run.config, "method": method}) if run.method_settings else _key(run.config)
+
+    for run in runs:
+        bare[without_score(run)].append(run)
+    return {_key(run.config): bare[without_score(run)] for run in runs}
+
+
+def _sweep_epochs(run: Run, result: Result, sweep: list[Run]) -> tuple[float, int]:
+    """Epochs of this ticket plus those of its sibling settings up to the same round; and how many settings that is."""
+    total, tried = 0.0, 0
+    for other in sweep:
+        if other.seed != run.seed:
+            continue
+        reached = [r for r in other.results if r.control is None and r.round <= result.round]
+        if reached:
+            total += max(r.epochs_total for r in reached)
+            tried += 1
+    return total, tried
+
+
+def _asked(run: Run, round_: int) -> float | None:
+    """The density that was asked for at this round, where the method takes one."""
+    asked = run.method_settings.get("density")
+    if isinstance(asked, list):
+        asked = asked[min(round_, len(asked)) - 1] if asked and round_ else None
+    return float(asked) if isinstance(asked, int | float) and not isinstance(asked, bool) else None
+
+
+def _suffixes(runs: list[Run]) -> dict[str, str]:
+    """What tells apart settings that share a label: the config entries in which they differ, as "key=value"."""
+    labels: dict[tuple[str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
+    for run in runs:
+        for result in run.results:
+            labels[result.method, result.setting][_key(run.config)] = _flat(run.config)
+    suffixes = {_key(run.config): "" for run in runs}
+    for same in labels.values():
+        if len(same) > 1:
+            names = sorted({name for flat in same.values() for name in flat} - set(NOT_SETTINGS))
+            differing = [name for name in names if len({json.dumps(flat.get(name)) for flat in same.values()}) > 1]
+            for key, flat in same.items():
+                suffixes[key] = " ".join(f"{name.rsplit('.', 1)[-1]}={flat.get(name)}" for name in differing)
+    return suffixes
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value})
+    return flat
+
+
+def _order(row: Row) -> tuple[int, bool, float, str, int]:
+    """Dense first, then methods in the order they are named, swept settings by their number, rounds upward."""
+    rank = list(METHODS).index(row.method) if row.method in METHODS else len(METHODS)
+    number = row.setting.partition("=")[2].split(" ")[0]
+    try:
+        value = float(number)
+    except ValueError:
+        value = 0.0
+    return rank, row.asked is not None, value, row.setting, row.round

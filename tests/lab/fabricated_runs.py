@@ -1,0 +1,115 @@
+"""Run folders written by hand in the schema of metrics.jsonl, so that reports can be tested without training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+LAYERS = {"conv1.weight": 144, "conv2.weight": 4608, "fc1.weight": 8192, "fc2.weight": 640}
+MASKABLE = sum(LAYERS.values())
+EPOCHS = 20
+
+
+def config(method: dict[str, Any], seed: int, *, data: str = "digits", model: str = "conv_digits") -> dict[str, Any]:
+    return {"data": data, "model": model, "seed": seed, "epochs": EPOCHS, "batch_size": 64, "method": method}
+
+
+def result(method: str, setting: str, round_: int, density: float, accuracy: float, **more: Any) -> dict[str, Any]:
+    kept = {
+        name: max(1, round(size * min(1.0, density * (1.6 if size < 1000 else 0.95)))) for name, size in LAYERS.items()
+    }
+    record = {
+        "kind": "result",
+        "method": method,
+        "setting": setting,
+        "round": round_,
+        "control": None,
+        "density": density,
+        "kept": round(density * MASKABLE),
+        "maskable": MASKABLE,
+        "test_accuracy": accuracy,
+        "test_loss": 1.0 - accuracy,
+        "epochs_search": EPOCHS * round_,
+        "epochs_total": EPOCHS * (round_ + 1),
+        "steps_total": 22 * EPOCHS * (round_ + 1),
+        "soft_accuracy": None,
+        "hard_accuracy": None,
+        "undecided": None,
+        "dead_layers": [],
+        "ticket": f"tickets/round-{round_:02d}.safetensors",
+        "layers": [{"name": name, "size": LAYERS[name], "kept": count} for name, count in kept.items()],
+    }
+    return record | more
+
+
+def write(folder: Path, settings: dict[str, Any], records: list[dict[str, Any]], *, done: bool = True) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(settings, indent=1))
+    metrics = "".join(json.dumps(record) + "\n" for record in records)
+    (folder / "metrics.jsonl").write_text(metrics)
+    if done:
+        digest = hashlib.sha256(metrics.encode()).hexdigest()
+        (folder / "done.json").write_text(json.dumps({"metrics_sha256": digest}))
+    return folder
+
+
+def study(out: Path, *, seeds: tuple[int, ...] = (0, 1, 2), model: str = "conv_digits", dense: float = 0.972) -> Path:
+    """A whole digits study as the engine would leave it, with plausible made-up numbers (the same on every call)."""
+    draw = random.Random(f"{model}{seeds}")
+
+    def accuracy(density: float, method: str) -> float:
+        knee = {"cs": 0.015, "imp": 0.03, "shuffled": 0.16, "reinitialised": 0.1}[method]
+        return round(dense + 0.003 - 0.9 / (1 + (density / knee) ** 1.7) * 0.4 + draw.gauss(0, 0.0025), 4)
+
+    for seed in seeds:
+        nothing = {"soft_accuracy": None, "ticket": None, "epochs_search": 0}
+        plain = result("dense", "", 0, 1.0, round(dense + draw.gauss(0, 0.003), 4), **nothing, epochs_total=EPOCHS)
+        write(out / f"dense-{model}-digits-s{seed}-aaaa", config({"kind": "dense"}, seed, model=model), [plain])
+        longer = result("dense", "equal epochs", 0, 1.0, round(dense + 0.002 + draw.gauss(0, 0.003), 4), **nothing)
+        long_config = config({"kind": "dense"}, seed, model=model) | {"epochs": 4 * EPOCHS}
+        write(out / f"dense-{model}-digits-s{seed}-bbbb", long_config, [longer | {"epochs_total": 4 * EPOCHS}])
+
+        for score in (-0.05, 0.0, 0.05):
+            records = []
+            for round_ in (1, 2, 3):
+                density = 0.35 * math.exp(20 * score) * 0.33**round_ * math.exp(draw.gauss(0, 0.08))
+                hard = accuracy(density, "cs") - 0.01
+                more = {"soft_accuracy": hard + 0.001, "hard_accuracy": hard, "undecided": 0.004 * round_}
+                records.append(result("cs", f"s0={score:g}", round_, density, accuracy(density, "cs"), **more))
+                if round_ == 3:
+                    records += [
+                        result("cs", f"s0={score:g}", round_, density, accuracy(density, kind), control=kind, **more)
+                        for kind in ("shuffled", "reinitialised")
+                    ]
+            method = {"kind": "cs", "initial_score": score, "density": None, "penalty": 1e-8}
+            write(out / f"cs-{model}-digits-s{seed}-c{score:g}", config(method, seed, model=model), records)
+
+        method = {"kind": "cs", "initial_score": 0.0, "density": 0.05, "penalty": 1e-8}
+        kept = round(0.05 * MASKABLE)
+        more = {"soft_accuracy": 0.968, "hard_accuracy": 0.967, "undecided": 0.001, "kept": kept}
+        asked = [result("cs", "density=0.05", 1, kept / MASKABLE, accuracy(0.05, "cs"), **more)]
+        asked += [
+            asked[0] | {"control": kind, "test_accuracy": accuracy(0.05, kind)}
+            for kind in ("shuffled", "reinitialised")
+        ]
+        write(out / f"cs-{model}-digits-s{seed}-dddd", config(method, seed, model=model), asked)
+
+        records = []
+        for round_ in range(1, 15):
+            density = round(0.8**round_ * MASKABLE) / MASKABLE
+            records.append(result("imp", "keep=0.8", round_, density, accuracy(density, "imp")))
+        records += [
+            records[-1] | {"control": kind, "test_accuracy": accuracy(0.8**14, kind)}
+            for kind in ("shuffled", "reinitialised")
+        ]
+        if seed == 1:
+            records[-3]["dead_layers"] = ["conv1.weight"]
+            records.append({"kind": "warning", "text": "round 14: conv1.weight has no weight left"})
+        write(
+            out / f"imp-{model}-digits-s{seed}-eeee", config({"kind": "imp", "keep": 0.8}, seed, model=model), records
+        )
+    return out

@@ -68,3 +68,9 @@ def _style(row: Row, task: Task) -> str:
     if row.dense:
         return "bold"
     return "green" if task.dense is not None and row.accuracy.mean >= task.dense.accuracy.mean else ""
+
+
+def stdout() -> Console:
+    """Where results go. Piped, it is as wide as the tables like to be."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=120)

@@ -1,0 +1,147 @@
+"""The command line: `tombola search`, `tombola inspect`, `tombola report`.
+
+PyTorch is imported when a command needs it and not before, so that help and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tombola.lab.errors import LabError
+from tombola.lab.options import Grouped, search_options
+
+STOPPED = 130
+"""What a shell expects of a program that Ctrl-C has stopped."""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="tombola", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Find small sub-networks that train: winning tickets, in PyTorch.
+
+    \b
+    Examples:
+      tombola search --out runs/digits             a whole study in two minutes, no download
+      tombola inspect TICKET                       what a ticket keeps, and where it comes from
+      tombola report runs/digits                   a page with figures and tables of all runs there
+    """
+
+
+@cli.command(cls=Grouped)
+@search_options
+@click.pass_context
+def search(context: click.Context, /, **options: Any) -> None:
+    """Search for winning tickets, train each again, and write a report.
+
+    Without options that say otherwise this is the digits study: dense training, Continuous Sparsification and
+    Iterative Magnitude Pruning of two small networks on scikit-learn's handwritten digits, with controls. Any option
+    under "What to search" makes a search of your own instead, and what is left open comes from a recipe: the papers'
+    for conv2, conv4, conv6 and resnet20, the study's for other networks. (--seeds alone: the study with these seeds.)
+    The same command continues a search that was stopped.
+
+    \b
+    Examples:
+      tombola search --out runs/digits
+      tombola search --method cs --density 0.1,0.05 --seeds 0,1,2 --out runs/asked
+      tombola search --method cs,imp --data cifar10 --data-dir DIR --model resnet20 --device cuda
+      tombola search --method cs --initial-score -0.05,0 --data mine:load --model mine:net
+    """
+    from tombola.lab.searching import Search
+
+    Search.from_options(options, given=_given(context)).run(_command(context))
+
+
+@cli.command()
+@click.argument("ticket", type=click.Path(path_type=Path, dir_okay=False))
+def inspect(ticket: Path) -> None:
+    """Show what TICKET keeps in each layer, and where it comes from.
+
+    \b
+    Example:
+      tombola inspect runs/digits/cs-conv_digits-digits-s0-0123456789ab/tickets/round-01.safetensors
+    """
+    from tombola.lab.inspection import description, load
+    from tombola.lab.terminal import stdout
+
+    stdout().print(description(load(ticket), ticket))
+
+
+@cli.command()
+@click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The page to write; a CSV with the same numbers goes beside it.  [default: report.html in the first DIR]",
+)
+def report(folders: tuple[Path, ...], output: Path | None) -> None:
+    """Write one page about all runs in some folders, finished or not.
+
+    \b
+    Example:
+      tombola report runs/digits runs/asked -o both.html
+    """
+    from tombola.lab.searching import print_report
+
+    print_report(folders, output)
+
+
+def _given(context: click.Context) -> set[str]:
+    """Names of the options that were typed."""
+    typed = click.core.ParameterSource.COMMANDLINE
+    return {name for name in context.params if context.get_parameter_source(name) is typed}
+
+
+def _command(context: click.Context) -> str:
+    """The command as it was typed, ready to be typed again."""
+    return shlex.join(["tombola", *context.find_root().meta["arguments"]])
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; returns the exit status: 0, 1 for files and runs at fault, 2 for what was typed, 130."""
+    if not arguments:
+        arguments = ["--help"]
+    try:
+        with cli.make_context("tombola", list(arguments)) as context:
+            context.meta["arguments"] = list(arguments)
+            cli.invoke(context)
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.ClickException as error:
+        where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "tombola"
+        return _fail(where, _message(error), error.exit_code)
+    except LabError as error:
+        return _fail("tombola", str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("tombola", "stopped", STOPPED)
+    return 0
+
+
+def _message(error: click.ClickException) -> str:
+    """What is wrong, beginning with the option's or argument's name where there is one."""
+    if isinstance(error, click.BadParameter) and error.message and error.param is not None:
+        param = error.param
+        name = max(param.opts, key=len) if isinstance(param, click.Option) else param.metavar or str(param.name).upper()
+        return f"{name}: {error.message}"
+    return error.format_message()
+
+
+def _fail(who: str, message: str, status: int) -> int:
+    click.echo(f"{who}: {' '.join(message.split())}", err=True)
+    return status
+
+
+def main() -> None:
+    """The entry point `tombola`."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""What `tombola search` and `tombola report` do once their options are understood."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+from rich.text import Text
+
+from tombola.files import write_atomically
+from tombola.lab.choices import Choices, configs_of
+from tombola.lab.config import RunConfig
+from tombola.lab.errors import LabError
+from tombola.lab.options import HERE
+from tombola.lab.parallel import run_many
+from tombola.lab.progress import watcher
+from tombola.lab.report import write_report
+from tombola.lab.study import digits_study
+from tombola.lab.terminal import print_summary, stdout
+
+COMMANDS = "commands.txt"
+"""In the folder of the runs: every search command that ran there, for the foot of the report."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """The runs to make, and where and how."""
+
+    configs: Sequence[RunConfig]
+    out: Path
+    jobs: int
+    threads: int
+    device: str
+    data_dir: Path | None
+    quiet: bool
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any], *, given: Collection[str]) -> Search:
+        """The digits study, or the search that the options ask for if one of them was `given` that says what to search.
+
+        Raises:
+            click.UsageError: values that do not go together, or no such device, data or model.
+        """
+        device = options["device"]
+        try:
+            _check_device(device)
+            configs = _configs(options, given)
+        except LabError as error:
+            raise click.UsageError(str(error), click.get_current_context()) from None
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        jobs = options["jobs"] or (max(1, cpus // options["threads"]) if device == "cpu" else 1)
+        return cls(
+            configs=configs,
+            out=options["out"],
+            jobs=min(jobs, len(configs)),
+            threads=options["threads"],
+            device=device,
+            data_dir=options["data_dir"],
+            quiet=options["quiet"],
+        )
+
+    def run(self, command: str) -> None:
+        """Make the runs, or go on with them; then write the report and print the table. `command` made this search.
+
+        Raises:
+            LabError: a run failed, or its folder is damaged or in use.
+        """
+        _remember(self.out, command)
+        totals = {config.folder_name: config.total_epochs for config in self.configs}
+        try:
+            with watcher(Console(stderr=True, highlight=False), totals, quiet=self.quiet) as watch:
+                run_many(
+                    self.configs,
+                    self.out,
+                    jobs=self.jobs,
+                    threads=self.threads,
+                    device=self.device,
+                    data_dir=self.data_dir,
+                    on_event=watch,
+                )
+        except KeyboardInterrupt:
+            click.echo(f"Stopped; nothing is lost. To continue where it stopped:\n  {command}", err=True)
+            sys.exit(130)
+        print_report([self.out], None)
+
+
+def _configs(options: Mapping[str, Any], given: Collection[str]) -> list[RunConfig]:
+    own = set(given) - set(HERE)
+    if own <= {"seeds"}:
+        return digits_study(options["seeds"]) if "seeds" in own else digits_study()
+    names = Choices.__dataclass_fields__
+    asked = {name: value for name, value in options.items() if name in names and value is not None}
+    return configs_of(Choices(**asked))
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise LabError(f"--device {name}: PyTorch cannot use it here ({reason}); cpu always works") from None
+
+
+def _remember(out: Path, command: str) -> None:
+    path = out / COMMANDS
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        known = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        if command not in known:
+            write_atomically(path, "".join(f"{line}\n" for line in [*known, command]).encode())
+    except OSError as error:
+        raise LabError(f"{out}: cannot be written to: {error.strerror}; choose another folder with --out") from None
+
+
+def print_report(folders: Sequence[Path], output: Path | None) -> None:
+    """Write the report of all runs in `folders`, print their table, and say where the report is.
+
+    Raises:
+        LabError: no run there, or a damaged one.
+    """
+    commands = [line for folder in folders for line in _remembered(folder)]
+    written = write_report(folders, output, commands=list(dict.fromkeys(commands)))
+    console = stdout()
+    print_summary(written.summary, console)
+    missing = len(written.summary.unfinished)
+    if missing:
+        console.print(Text(f"{missing} of {len(written.summary.runs)} runs are not finished.", style="yellow"))
+    console.print(Text.assemble("\nReport:  ", (str(written.html), "bold")), soft_wrap=True)
+    console.print(Text(f"Numbers: {written.csv}"), soft_wrap=True)
+
+
+def _remembered(folder: Path) -> list[str]:
+    for place in (folder, folder.parent):
+        path = place / COMMANDS
+        if path.is_file():
+            return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return []

@@ -1,0 +1,306 @@
+"""The report: what it reads, what it says, and the page it writes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import statistics
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from fabricated_runs import EPOCHS, MASKABLE, config, result, study, write
+
+from tombola.lab.errors import LabError
+from tombola.lab.findings import account, findings, matching
+from tombola.lab.report import read_summary, write_report
+from tombola.lab.runs import find_runs, read_run
+from tombola.lab.summary import Row, Task
+
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+
+class Page(HTMLParser):
+    """Checks that elements nest, and collects what the tests look at."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.references: list[str] = []
+        self.urls: list[str] = []
+        self.rows: list[list[str]] = []
+        self.words = ""
+        self.feed(text)
+        self.close()
+        assert self.open == [], f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            if name in {"href", "src", "action", "data", "poster", "srcset", "xlink:href"}:
+                self.urls.append(value or "")
+            self.references += re.findall(r"url\(#([^)]+)\)", value or "")
+            if name == "aria-labelledby":
+                self.references.append(value or "")
+        if tag == "tr":
+            self.rows.append([])
+        if tag in {"td", "th"}:
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in {"style", "script"}:
+            self.words += data
+            if {"td", "th"} & set(self.open):
+                self.rows[-1][-1] += data
+
+
+def task_of(folder: Path) -> Task:
+    (task,) = read_summary([folder]).tasks
+    return task
+
+
+def row_of(task: Task, method: str, setting: str, round_: int) -> Row:
+    (row,) = [r for r in task.rows if (r.method, r.setting, r.round) == (method, setting, round_)]
+    return row
+
+
+def test_groups_over_seeds(tmp_path: Path) -> None:
+    accuracies = [0.95, 0.96, 0.98]
+    for seed, accuracy in enumerate(accuracies):
+        settings = config({"kind": "imp", "keep": 0.8}, seed)
+        more = {"control_rounds": [1]} if seed == 0 else {}  # controls for one seed only make no other setting
+        records = [result("imp", "keep=0.8", 1, 0.8 + 0.01 * seed, accuracy)]
+        if seed == 0:
+            records.append(records[0] | {"control": "shuffled", "test_accuracy": 0.9})
+        write(tmp_path / f"s{seed}", settings | more, records)
+    row = row_of(task_of(tmp_path), "imp", "keep=0.8", 1)
+    assert row.seeds == (0, 1, 2)
+    assert row.accuracy.mean == pytest.approx(statistics.fmean(accuracies))
+    assert row.accuracy.sd == pytest.approx(statistics.stdev(accuracies))
+    assert row.density.mean == pytest.approx(0.81)
+    assert (row.controls["shuffled"].mean, row.controls["shuffled"].n, row.controls["shuffled"].sd) == (0.9, 1, None)
+
+
+def test_epochs_count_every_initial_score_tried(tmp_path: Path) -> None:
+    task = task_of(study(tmp_path))
+    for round_ in (1, 2, 3):
+        row = row_of(task, "cs", "s0=0.05", round_)
+        assert row.epochs.mean == EPOCHS * (round_ + 1)
+        assert (row.epochs_all.mean, row.tried) == (3 * EPOCHS * (round_ + 1), 3)
+    for method, setting, round_ in (("cs", "density=0.05", 1), ("imp", "keep=0.8", 12)):
+        row = row_of(task, method, setting, round_)
+        assert row.epochs_all.mean == row.epochs.mean == EPOCHS * (round_ + 1)
+        assert row.tried == 1
+
+
+def test_settings_that_share_a_label_are_told_apart(tmp_path: Path) -> None:
+    for epochs in (20, 40):
+        settings = config({"kind": "imp", "keep": 0.8}, 0) | {"epochs": epochs}
+        write(tmp_path / str(epochs), settings, [result("imp", "keep=0.8", 1, 0.8, 0.9)])
+    assert {row.setting for row in task_of(tmp_path).rows} == {"keep=0.8 epochs=20", "keep=0.8 epochs=40"}
+
+
+def test_findings_follow_the_numbers(tmp_path: Path) -> None:
+    task = task_of(study(tmp_path))
+    best = matching(task, task.tickets)
+    assert task.dense is not None
+    assert best is not None
+    assert best.accuracy.mean >= task.dense.accuracy.mean
+    sparser = [row for row in task.tickets if row.density.mean < best.density.mean]
+    assert sparser
+    assert all(row.accuracy.mean < task.dense.accuracy.mean for row in sparser)
+    sparsest, asked, controls = findings(task)
+    assert sparsest.number == f"{100 * best.density.mean:.3g}\N{NO-BREAK SPACE}%"
+    assert best.name in sparsest.text
+    assert asked.number == f"{round(0.05 * MASKABLE):,}"
+    assert "Exactly so in all 3 seeds" in asked.text
+    assert controls.number.startswith("+")
+
+
+def test_findings_own_up_to_a_loss(tmp_path: Path) -> None:
+    write(tmp_path / "dense", config({"kind": "dense"}, 0), [result("dense", "", 0, 1.0, 0.97)])
+    method = {"kind": "cs", "initial_score": 0.0, "density": 0.1}
+    record = result("cs", "density=0.1", 1, 0.12, 0.9, kept=1630)
+    worse = record | {"control": "shuffled", "test_accuracy": 0.95}
+    write(tmp_path / "cs", config(method, 0), [record, worse])
+    none, asked, controls = findings(task_of(tmp_path))
+    assert none.number == "none"
+    assert "97.0" in none.text
+    assert "90.0" in none.text
+    assert asked.text.startswith("That is off by up to 272")
+    assert controls.number == "−5.0 points"
+
+
+def test_account_names_what_was_run(tmp_path: Path) -> None:
+    study(tmp_path)
+    text = account(read_summary([tmp_path]))
+    for part in ("conv_digits", "digits", "s₀ = −0.05", "density = 0.05", "14\N{NO-BREAK SPACE}rounds", "0, 1 and 2"):
+        assert part in text
+
+
+def test_page_is_whole_and_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
+    study(tmp_path / "runs")
+    study(tmp_path / "runs", model="lenet_300_100")
+    written = write_report([tmp_path / "runs"], commands=["tombola search --out runs"])
+    assert written.html == tmp_path / "runs" / "report.html"
+    text = written.html.read_text(encoding="utf-8")
+    page = Page(text)
+    assert len(page.ids) == len(set(page.ids))
+    assert set(page.references) <= set(page.ids)
+    assert all(url.startswith("#") or url == "data:," for url in page.urls)
+    assert not re.search(r"https?:|//[a-z]|@import|xmlns|@font-face", text.replace("</", ""))
+    shown = [row for row in page.rows if row[:1] in (["conv_digits"], ["lenet_300_100"])]
+    assert len(shown) == sum(len(task.rows) for task in written.summary.tasks) == 2 * 26
+    for row, cells in zip([r for task in written.summary.tasks for r in task.rows], shown, strict=True):
+        assert cells[1] == row.name
+        assert cells[4].startswith(f"{100 * row.accuracy.mean:.1f}")
+        assert cells[4].endswith("(3)")
+    assert "tombola search --out runs" in page.words
+    assert "conv1.weight has no weight left" in page.words
+    assert text.count('role="img"') == 4
+    for sentinel in re.findall(r"#[0-9a-f]{6}\b", text[text.index("</style>") :]):
+        pytest.fail(f"{sentinel}: a colour that no theme changes")
+
+
+def test_same_runs_same_bytes(tmp_path: Path) -> None:
+    study(tmp_path / "runs")
+    pages = [write_report([tmp_path / "runs"], tmp_path / name).html.read_bytes() for name in ("a.html", "b.html")]
+    assert pages[0].replace(b"a.csv", b"b.csv") == pages[1]
+
+
+def test_csv_holds_the_same_numbers(tmp_path: Path) -> None:
+    study(tmp_path / "runs")
+    written = write_report([tmp_path / "runs"])
+    assert written.csv == tmp_path / "runs" / "results.csv"
+    lines = list(csv.DictReader(io.StringIO(written.csv.read_text())))
+    (task,) = written.summary.tasks
+    own = [line for line in lines if not line["control"]]
+    assert len(own) == len(task.rows)
+    assert len(lines) - len(own) == sum(len(row.controls) for row in task.rows)
+    for line, row in zip(own, task.rows, strict=True):
+        assert (line["method"], line["setting"], int(line["round"])) == (row.method, row.setting, row.round)
+        assert float(line["test_accuracy"]) == row.accuracy.mean
+        assert [int(kept) for kept in line["kept_by_seed"].split()] == list(row.kept)
+
+
+def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script> $x_1$ & {{ 7*7 }}"
+    settings = config({"kind": "imp", "keep": 0.8}, 0, data=evil, model="m:<b>net</b>")
+    record = result("imp", "keep=<i>0.8", 1, 0.8, 0.9, layers=[{"name": "<u>w", "size": 10, "kept": 0}])
+    write(tmp_path / "runs", settings, [record, {"kind": "warning", "text": "</li><img src=x onerror=alert(2)>"}])
+    text = write_report([tmp_path / "runs"]).html.read_text()
+    page = Page(text)
+    for tag in ("<script>alert", "<b>", "<i>", "<u>", "<img"):
+        assert tag not in text
+    assert evil in page.words
+    assert "m:<b>net</b>" in page.words
+
+
+def test_unfinished_runs_count_for_what_they_have(tmp_path: Path) -> None:
+    records = [result("imp", "keep=0.8", r, 0.8**r, 0.9) for r in (1, 2)]
+    folder = write(tmp_path / "runs" / "imp", config({"kind": "imp"}, 0), records, done=False)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "result", "meth')  # killed while writing
+    write(tmp_path / "runs" / "empty", config({"kind": "dense"}, 0), [], done=False)
+    written = write_report([tmp_path / "runs"])
+    assert len(written.summary.unfinished) == 2
+    assert [row.round for row in written.summary.tasks[0].rows] == [1, 2]
+    assert "2 of 2" in Page(written.html.read_text()).words
+
+
+def test_a_page_without_a_result(tmp_path: Path) -> None:
+    folder = write(tmp_path / "run", config({"kind": "dense"}, 0), [], done=False)
+    (folder / "metrics.jsonl").unlink()
+    assert "No result yet" in Page(write_report([tmp_path]).html.read_text()).words
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("config.json", "", "config.json: not readable as JSON"),
+        ("config.json", "[1]", "holds list, not a JSON object"),
+        ("config.json", "{}", "config.json: data is None"),
+        ("config.json", '{"data": "d", "model": "m"}', "config.json: has no seed (int)"),
+        ("config.json", '{"data": "d", "model": "m", "seed": "0"}', "seed is '0', must be int"),
+        ("done.json", "{}", "done.json: has no metrics_sha256"),
+        ("metrics.jsonl", "{}\n", "was changed after the run was finished"),
+        ("metrics.jsonl", None, "was changed after the run was finished"),
+    ],
+)
+def test_damaged_finished_run(tmp_path: Path, file: str, content: str | None, says: str) -> None:
+    folder = write(tmp_path / "run", config({"kind": "dense"}, 0), [result("dense", "", 0, 1.0, 0.9)])
+    (folder / file).unlink() if content is None else (folder / file).write_text(content)
+    with pytest.raises(LabError, match=re.escape(says)) as caught:
+        write_report([tmp_path])
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"test_accuracy": 97.0}, ":1: test_accuracy is 97.0, must be in [0, 1]"),
+        ({"density": None}, ":1: density is None, must be int or float"),
+        ({"kept": True}, ":1: kept is True, must be int"),
+        ({"layers": [3]}, ":1: an entry of layers is int, must be an object"),
+        ({"layers": [{"name": "a", "size": 3}]}, ":1: has no kept (int)"),
+        ({"method": None}, ":1: method is None, must be str"),
+    ],
+)
+def test_damaged_record(tmp_path: Path, change: dict[str, object], says: str) -> None:
+    record = result("imp", "keep=0.8", 1, 0.8, 0.9) | change
+    write(tmp_path / "run", config({"kind": "imp"}, 0), [record])
+    with pytest.raises(LabError, match=re.escape(says)):
+        read_run(tmp_path / "run")
+
+
+def test_damaged_line_in_the_middle(tmp_path: Path) -> None:
+    folder = write(tmp_path / "run", config({"kind": "imp"}, 0), [], done=False)
+    good = json.dumps(result("imp", "keep=0.8", 1, 0.8, 0.9))
+    (folder / "metrics.jsonl").write_bytes(good.encode() + b"\n\xff\x00{\n" + good.encode() + b"\n")
+    with pytest.raises(LabError, match=r"metrics.jsonl:2: not a JSON record"):
+        read_run(folder)
+
+
+def test_folders_without_runs(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="no such folder"):
+        find_runs([tmp_path / "nothing"])
+    with pytest.raises(LabError, match=r"no config.json in it or below it"):
+        find_runs([tmp_path])
+    study(tmp_path / "runs", seeds=(0,))
+    assert find_runs([tmp_path / "runs", tmp_path]) == find_runs([tmp_path])  # each run once
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    write(tmp_path / "run", config({"kind": "imp"}, 0), [result("imp", "keep=0.8", 1, 0.8, 0.9)])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LabError, match="cannot be written"):
+        write_report([tmp_path / "run"], tmp_path / "file" / "report.html")
+
+
+@pytest.mark.parametrize("accuracies", [(1.0, 1.0), (0.1, 0.1), (0.97, 0.971), (0.1, 1.0)])
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_figures_of_extreme_numbers(tmp_path: Path, accuracies: tuple[float, float], seeds: int) -> None:
+    for seed in range(seeds):
+        write(tmp_path / f"d{seed}", config({"kind": "dense"}, seed), [result("dense", "", 0, 1.0, accuracies[seed])])
+        dead = result("imp", "keep=0.8", 1, 1 / MASKABLE, accuracies[1 - seed], dead_layers=["conv1.weight"])
+        write(tmp_path / f"i{seed}", config({"kind": "imp"}, seed), [dead])
+    page = Page(write_report([tmp_path]).html.read_text())
+    assert "weights kept" in page.words
+    assert "NaN" not in page.words

@@ -181,11 +181,14 @@ class Attachment:
             return
         self._inside_hard = True
         self._state.write_hard(self.masks)
+        torch.clear_autocast_cache()  # inside an autocast block it holds low-precision copies of the soft weights
         try:
             yield
         finally:
             self._inside_hard = False
-            self._state.write_effective()
+            if isinstance(self._state, SoftState):  # nobody detached meanwhile
+                self._state.write_effective()
+            torch.clear_autocast_cache()
 
     def on_step(self, callback: Callable[[Attachment], None]) -> None:
         """Call ``callback(attachment)`` after each optimiser step that happened."""

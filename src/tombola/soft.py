@@ -66,7 +66,9 @@ class SoftState:
                 slot.parameter.copy_(slot.weight)
             else:
                 slot.parameter.grad = None  # every optimiser passes over a parameter without gradient
-        for mine, theirs in self._followed:
+        # by position: load_state_dict() gives an optimiser new group dictionaries
+        for mine, index in zip(self.score_optimizer.param_groups, self._followed, strict=False):
+            theirs = self.optimizer.param_groups[index]
             mine.update({key: value for key, value in theirs.items() if key not in _OWN})
 
     @torch.no_grad()
@@ -137,12 +139,10 @@ def _slot(name: str, parameter: Parameter, method: SoftMethod) -> Slot:
     return Slot(name, parameter, weight, score, torch.empty_like(score, requires_grad=False))
 
 
-def _score_optimizer(
-    slots: list[Slot], optimizer: Optimizer, method: SoftMethod
-) -> tuple[Optimizer, list[tuple[dict[str, Any], dict[str, Any]]]]:
-    """The scores' optimiser, one group for each of the user's, and the pairs (its group, the group it follows)."""
-    by_group = []
-    for group in optimizer.param_groups:
+def _score_optimizer(slots: list[Slot], optimizer: Optimizer, method: SoftMethod) -> tuple[Optimizer, list[int]]:
+    """The scores' optimiser, and for each of its groups the index of the user's group that it follows (none: [])."""
+    by_group, followed = [], []
+    for index, group in enumerate(optimizer.param_groups):
         members = {id(parameter) for parameter in group["params"]}
         scores = [slot.score for slot in slots if id(slot.parameter) in members]
         if scores:
@@ -161,7 +161,8 @@ def _score_optimizer(
         sibling = type(optimizer)(groups, **defaults)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
+            followed.append(index)
             f"cannot make a second {type(optimizer).__name__} for the scores ({error}); give the method its own, "
             "for instance score_optimizer=functools.partial(torch.optim.SGD, lr=0.1)"
         ) from error
-    return sibling, [(mine, theirs) for mine, (theirs, _) in zip(sibling.param_groups, by_group, strict=True)]
+    return sibling, followed

@@ -147,6 +147,7 @@ def _score_optimizer(slots: list[Slot], optimizer: Optimizer, method: SoftMethod
         scores = [slot.score for slot in slots if id(slot.parameter) in members]
         if scores:
             by_group.append((group, scores))
+            followed.append(index)
     if method.score_optimizer is not None:
         return method.score_optimizer([{"params": scores} for _, scores in by_group]), []
     accepted = inspect.signature(type(optimizer).__init__).parameters
@@ -161,7 +162,6 @@ def _score_optimizer(slots: list[Slot], optimizer: Optimizer, method: SoftMethod
         sibling = type(optimizer)(groups, **defaults)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
-            followed.append(index)
             f"cannot make a second {type(optimizer).__name__} for the scores ({error}); give the method its own, "
             "for instance score_optimizer=functools.partial(torch.optim.SGD, lr=0.1)"
         ) from error

@@ -209,6 +209,8 @@ class Attachment:
         overflow = getattr(optimizer, "found_inf", None)
         self._skipped = overflow is not None and bool(overflow > 0)
         if self._skipped:
+            if isinstance(self._state, SoftState):
+                self._state.before_skipped_step()
             return
         if self.step >= self.steps:
             raise RuntimeError(

@@ -71,6 +71,12 @@ class SoftState:
             theirs = self.optimizer.param_groups[index]
             mine.update({key: value for key, value in theirs.items() if key not in _OWN})
 
+    def before_skipped_step(self) -> None:
+        """Weights that do not train have no gradient in any step: fused optimisers would begin a state for them."""
+        if not self.method.train_weights:
+            for slot in self.slots:
+                slot.parameter.grad = None
+
     @torch.no_grad()
     def after_step(self, moment: Moment) -> None:
         """Take the updated w, step the scores, and write the new effective weights."""

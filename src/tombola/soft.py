@@ -3,6 +3,7 @@ Part of ``attach``."""
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -124,7 +125,7 @@ class SoftState:
         return {
             "weights": {name: weight.clone() for name, weight in self.weights.items()},
             "scores": {name: score.clone() for name, score in self.scores.items()},
-            "score_optimizer": self.score_optimizer.state_dict(),
+            "score_optimizer": copy.deepcopy(self.score_optimizer.state_dict()),  # it refers to the live tensors
             "generator": self._drawn_from,
         }
 
@@ -134,7 +135,7 @@ class SoftState:
         for slot in self.slots:
             slot.weight.copy_(state["weights"][slot.name])
             slot.score.copy_(state["scores"][slot.name])
-        self.score_optimizer.load_state_dict(state["score_optimizer"])
+        self.score_optimizer.load_state_dict(copy.deepcopy(state["score_optimizer"]))  # it would keep the tensors
         self.generator.set_state(state["generator"].cpu())
         self.write(moment)
 

@@ -44,6 +44,10 @@ class SoftState:
         self.slots = [_slot(name, parameter, method) for name, parameter in parameters.items()]
         self.score_optimizer, self._followed = _score_optimizer(self.slots, optimizer, method)
         self._drawn_from = generator.get_state()
+        # working memory for one layer at a time: allocating it anew in each step costs more than the arithmetic
+        self._scratch: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        for score in sorted((slot.score for slot in self.slots), key=torch.numel):
+            self._scratch[score.dtype, score.device] = torch.empty_like(score, requires_grad=False).flatten()
 
     @property
     def scores(self) -> dict[str, Tensor]:
@@ -62,7 +66,11 @@ class SoftState:
         for slot in self.slots:
             grad = slot.parameter.grad
             towards = torch.zeros_like(slot.weight) if grad is None else grad
-            slot.score.grad = self.method.pull_back(towards, slot.weight, slot.score, slot.mask, moment)
+            scratch = self._scratch[slot.score.dtype, slot.score.device][: slot.score.numel()]
+            scratch = scratch.as_strided(slot.score.shape, slot.score.stride())
+            slot.score.grad = self.method.pull_back(
+                towards, slot.weight, slot.score, slot.mask, moment, scratch=scratch
+            )
             if self.method.train_weights:
                 slot.parameter.copy_(slot.weight)
             else:

@@ -112,14 +112,17 @@ class ContinuousSparsification:
         torch.mul(score, self.temperature(moment), out=out).sigmoid_()
         return out if self.scale == "none" else out.mul_(self.surviving_scale())
 
-    def pull_back(self, grad: Tensor, weight: Tensor, score: Tensor, mask: Tensor, moment: Moment) -> Tensor:
+    def pull_back(
+        self, grad: Tensor, weight: Tensor, score: Tensor, mask: Tensor, moment: Moment, *, scratch: Tensor
+    ) -> Tensor:
         """(g·w + λ)·∂m/∂s with m = c·σ(βs) and ∂m/∂s = β·m·(1 − m/c)."""
         scale, beta = self.surviving_scale(), self.temperature(moment)
-        towards = torch.addcmul(mask.new_tensor(beta * self._price(moment) * scale), grad, weight, value=beta * scale)
+        price = scratch.new_tensor(beta * scale * self._price(moment))
+        torch.addcmul(price, grad, weight, value=beta * scale, out=scratch)
         grad.mul_(mask)
         if scale != 1.0:
             mask.mul_(1 / scale)
-        return torch.ops.aten.sigmoid_backward.grad_input(towards, mask, grad_input=mask)  # type: ignore[no-any-return]
+        return torch.ops.aten.sigmoid_backward.grad_input(scratch, mask, grad_input=mask)  # type: ignore[no-any-return]
 
     def penalty_of(self, scores: Mapping[str, Tensor], moment: Moment) -> float:
         """λ·Σm, or λ·mean(m)."""

@@ -56,10 +56,13 @@ class SoftMethod(Protocol):
     def mask(self, score: Tensor, moment: Moment, *, generator: torch.Generator, out: Tensor) -> Tensor:
         """Write the multiplier of each weight at ``moment`` into ``out`` and return it."""
 
-    def pull_back(self, grad: Tensor, weight: Tensor, score: Tensor, mask: Tensor, moment: Moment) -> Tensor:
+    def pull_back(
+        self, grad: Tensor, weight: Tensor, score: Tensor, mask: Tensor, moment: Moment, *, scratch: Tensor
+    ) -> Tensor:
         """Turn ``grad``, the loss's at the effective weight, into that of w in place; return that of the score.
 
-        The penalty's gradient is in the returned one. The memory of ``mask`` may be reused for it.
+        The penalty's gradient is in the returned one. ``mask`` and ``scratch`` may be overwritten, and the result may
+        be in the memory of ``mask``, not of ``scratch``.
         """
 
     def penalty_of(self, scores: Mapping[str, Tensor], moment: Moment) -> float:

@@ -63,11 +63,14 @@ class StochasticSparsification:
         """A sample of Bernoulli(σ(s))."""
         return torch.bernoulli(score.sigmoid(), generator=generator, out=out)
 
-    def pull_back(self, grad: Tensor, weight: Tensor, score: Tensor, mask: Tensor, moment: Moment) -> Tensor:
+    def pull_back(
+        self, grad: Tensor, weight: Tensor, score: Tensor, mask: Tensor, moment: Moment, *, scratch: Tensor
+    ) -> Tensor:
         """(g·w + λ)·σ(s)·(1 − σ(s)): straight through the sample."""
-        towards = grad * weight + self.penalty
+        torch.addcmul(scratch.new_tensor(self.penalty), grad, weight, out=scratch)
         grad.mul_(mask)
-        return torch.ops.aten.sigmoid_backward(towards, score.sigmoid())  # type: ignore[no-any-return]
+        torch.sigmoid(score, out=mask)
+        return torch.ops.aten.sigmoid_backward.grad_input(scratch, mask, grad_input=mask)  # type: ignore[no-any-return]
 
     def penalty_of(self, scores: Mapping[str, Tensor], moment: Moment) -> float:
         """λ·Σσ(s)."""

@@ -1,0 +1,165 @@
+"""What a sparse method adds to a training step, side by side in one run: dense, Continuous Sparsification (CS), a fixed
+hard mask, and CS the way the authors' code does it (soft-masked layers that autograd differentiates).
+
+    python benchmarks/overhead.py [--device cpu] [--modes eager compiled] [--repeats 30] [--write]
+
+The variants take turns within each repeat; the ratio to dense is the median over repeats of the ratio of neighbours,
+so that a slow moment of the machine hits all of them alike. Memory is the peak of a process (or of the CUDA allocator)
+that runs one variant alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+import tombola
+from tombola.lab import models
+
+VARIANTS = ("dense", "cs", "hard", "authors' way")
+CASES = {"resnet20": 128, "conv6": 60}
+STEPS = 1_000_000  # enough for any number of repeats; the temperature then hardly moves, which costs the same
+
+
+class SoftMask(nn.Module):
+    """w·σ(βs) inside the layer, differentiated by autograd."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.score = nn.Parameter(torch.zeros_like(weight))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * torch.sigmoid(1.5 * self.score)
+
+
+def optimizer_of(case: str, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The papers' optimisers."""
+    if case == "conv6":
+        return torch.optim.Adam(parameters, lr=3e-4)
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True)
+
+
+def training_step(case: str, variant: str, mode: str, device: str) -> Callable[[], None]:
+    """A function that makes one whole training step of ``variant``."""
+    torch.manual_seed(0)
+    batch = CASES[case]
+    model = getattr(models, case)().to(device, memory_format=torch.channels_last)
+    x = torch.randn(batch, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
+    y = torch.randint(10, (batch,), device=device)
+    masked = list(tombola.maskable(model))
+    masks: list[SoftMask] = []
+    if variant == "authors' way":
+        for name in masked:
+            layer = model.get_submodule(name.rpartition(".")[0])
+            masks.append(SoftMask(layer.weight))
+            parametrize.register_parametrization(layer, "weight", masks[-1])
+    scores = [mask.score for mask in masks]
+    own = [parameter for parameter in model.parameters() if not any(parameter is score for score in scores)]
+    optimizers = [optimizer_of(case, group) for group in (own, scores) if group]
+    if variant == "cs":
+        tombola.attach(model, optimizers[0], tombola.ContinuousSparsification(), steps=STEPS)
+    elif variant == "hard":
+        generator = torch.Generator().manual_seed(0)
+        shapes = {name: model.get_parameter(name).shape for name in masked}
+        kept = {name: (torch.rand(shape, generator=generator) < 0.1).to(device) for name, shape in shapes.items()}
+        tombola.attach(model, optimizers[0], tombola.Fixed(tombola.Masks(kept)), steps=STEPS)
+    network = torch.compile(model) if mode == "compiled" else model
+
+    def step() -> None:
+        loss = nn.functional.cross_entropy(network(x), y)
+        if masks:
+            loss = loss + 1e-8 * sum(torch.sigmoid(1.5 * mask.score).sum() for mask in masks)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        if device != "cpu":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def peak(case: str, variant: str, device: str) -> float:
+    """MiB at the peak of a fresh process that makes three eager steps."""
+    command = [sys.executable, __file__, "--device", device, "--peak", case, variant]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def print_peak(case: str, variant: str, device: str) -> None:
+    """Print the peak memory of this very process, in MiB."""
+    step = training_step(case, variant, "eager", device)
+    for _ in range(3):
+        step()
+    if device == "cpu":
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    else:
+        print(torch.cuda.max_memory_allocated() / 2**20)
+
+
+def measure(case: str, mode: str, device: str, repeats: int) -> dict[str, list[float]]:
+    """Seconds of each step of each variant, taken in turns after warming up."""
+    steps = {variant: training_step(case, variant, mode, device) for variant in VARIANTS}
+    times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    for repeat in range(-3, repeats):
+        for variant, step in steps.items():
+            begin = time.perf_counter()
+            step()
+            if repeat >= 0:
+                times[variant].append(time.perf_counter() - begin)
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--modes", nargs="+", default=["eager", "compiled"], choices=["eager", "compiled"])
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--write", action="store_true", help="also write benchmarks/results/overhead-DEVICE.md")
+    parser.add_argument("--peak", nargs=2, metavar=("CASE", "VARIANT"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    if given.peak:
+        print_peak(*given.peak, given.device)
+        return
+    chip = torch.cuda.get_device_name() if given.device != "cpu" else f"{platform.machine()}, {given.threads} threads"
+    lines = [f"torch {torch.__version__}, {chip}; {given.repeats} repeats, channels-last, fp32", ""]
+    lines += [
+        "| network, batch | mode | variant | ms per step | ratio to dense | peak MiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    print("\n".join(lines))
+    for case, batch in CASES.items():
+        peaks = {variant: peak(case, variant, given.device) for variant in VARIANTS}
+        for mode in given.modes:
+            times = measure(case, mode, given.device, given.repeats)
+            for variant in VARIANTS:
+                ratios = [mine / dense for mine, dense in zip(times[variant], times["dense"], strict=True)]
+                median, ratio = statistics.median(times[variant]) * 1e3, statistics.median(ratios)
+                spread = 1.25 * statistics.stdev(ratios) / math.sqrt(len(ratios))  # standard error of a median
+                memory = f"{peaks[variant]:.0f}" if mode == "eager" else ""
+                row = f"| {case}, {batch} | {mode} | {variant} | {median:.1f} | {ratio:.3f} ± {spread:.3f} | {memory} |"
+                print(row, flush=True)
+                lines.append(row)
+    if given.write:
+        command = f"`python {Path(__file__).name} --repeats {given.repeats} --threads {given.threads}`"
+        path = Path(__file__).parent / "results" / f"overhead-{given.device}.md"
+        path.write_text("\n".join(["# Overhead of a sparse method on a training step", "", command, "", *lines, ""]))
+
+
+if __name__ == "__main__":
+    main()

@@ -22,6 +22,9 @@ from tombola.masks import Masks
 from tombola.methods.protocol import Moment, ScoreOptimizer
 
 
+OUTCOME = 0x9E3779B97F4A7C15 >> 1  # turns a seed into that of another stream than the one masks of training come from
+
+
 @dataclass(frozen=True, kw_only=True)
 class StochasticSparsification:
     """Learn the probability of keeping each weight.
@@ -85,7 +88,7 @@ class StochasticSparsification:
 
     def kept(self, scores: Mapping[str, Tensor], *, seed: int) -> Masks:
         """One sample of Bernoulli(σ(s)), drawn on the CPU so that it depends on scores and seed alone."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed ^ OUTCOME)
         draws = {n: torch.rand(score.shape, generator=generator, dtype=score.dtype) for n, score in scores.items()}
         return Masks({name: draws[name].to(score.device) < score.sigmoid() for name, score in scores.items()})
 

@@ -17,6 +17,7 @@ from tombola.lab.config import Control, Dense, Method, RunConfig
 from tombola.lab.data import load
 from tombola.lab.errors import LabError
 from tombola.lab.settings import SGD, Adam, AdamW, Constant, Cosine, Drops, Optimizer, Schedule
+from tombola.lab.study import BASE, SCORE_OPTIMIZER
 from tombola.methods.continuous import ContinuousSparsification
 from tombola.methods.magnitude import IMP
 from tombola.methods.stochastic import StochasticSparsification
@@ -50,7 +51,13 @@ _RESNET = Recipe(
     augment=True,
     rewind_epochs=2.0,
 )
-_SMALL = Recipe(epochs=20, batch_size=64, optimizer=Adam(lr=2e-3))
+_SMALL = Recipe(
+    epochs=BASE.epochs,
+    batch_size=BASE.batch_size,
+    optimizer=BASE.optimizer,
+    score_optimizer=SCORE_OPTIMIZER,
+    schedule=BASE.schedule,
+)
 RECIPES = {"conv2": _CONV, "conv4": _CONV, "conv6": _CONV, "resnet20": _RESNET}
 DEFAULT_MODEL = {"digits": "lenet_300_100", "cifar10": "resnet20"}
 DEFAULT_ROUNDS = {"cs": 3, "asked": 1, "imp": 12, "iss": 5}
@@ -91,14 +98,32 @@ def configs_of(choices: Choices) -> list[RunConfig]:
     """
     methods = choices.methods or ("cs",)
     _check(choices, methods)
-    model = choices.model or DEFAULT_MODEL.get(choices.data, "")
-    if not model:
+    model = choices.model or DEFAULT_MODEL.get(choices.data, "lenet_300_100")
+    if choices.model is None and ":" in choices.data:
         raise LabError("--model: is needed with data of your own; give a built-in one or your own as module:function")
-    base = _base(choices, model)
+    recipe = RECIPES.get(model, _SMALL)
+    base, rewind_step = _base(choices, model, recipe)
+    scores = recipe.score_optimizer if choices.optimizer is None else None
+    controls = CONTROLS if choices.controls else ()
     wanted = [(method, rounds) for name in methods for method, rounds in _methods(choices, name)]
     if choices.dense and "dense" not in methods:
         wanted.insert(0, (Dense(), 1))
-    return [_run(base, method, rounds, seed, choices) for method, rounds in wanted for seed in choices.seeds]
+    runs = []
+    for method, rounds in wanted:
+        if isinstance(method, Dense):
+            run = replace(base, method=method)
+        else:
+            run = replace(
+                base,
+                method=method,
+                rounds=rounds,
+                score_optimizer=None if isinstance(method, IMP) else scores,
+                rewind_step=rewind_step,
+                controls=controls,
+                control_rounds=(rounds,) if controls else (),
+            )
+        runs += [replace(run, seed=seed) for seed in choices.seeds]
+    return runs
 
 
 def _check(choices: Choices, methods: Iterable[str]) -> None:
@@ -117,9 +142,8 @@ def _check(choices: Choices, methods: Iterable[str]) -> None:
         raise LabError("--rewind-epochs: give it or --rewind-step, not both")
 
 
-def _base(choices: Choices, model: str) -> RunConfig:
-    """All that the runs have in common. Data and model are made once here, so that a mistake shows at once."""
-    recipe = RECIPES.get(model, _SMALL)
+def _base(choices: Choices, model: str, recipe: Recipe) -> tuple[RunConfig, int]:
+    """What all runs have in common, and the rewind step. Data and model are made once, so that a mistake shows now."""
     epochs, batch_size = choices.epochs or recipe.epochs, choices.batch_size or recipe.batch_size
     data = load(choices.data, data_dir=choices.data_dir)
     models.build(model, input_shape=data.input_shape, classes=data.classes, seed=0)
@@ -132,7 +156,7 @@ def _base(choices: Choices, model: str) -> RunConfig:
     if rewind_step >= epochs * steps:
         given = "--rewind-step" if choices.rewind_step is not None else "--rewind-epochs"
         raise LabError(f"{given}: step {rewind_step} must come before the end of a round, {epochs * steps} steps")
-    return RunConfig(
+    base = RunConfig(
         data=choices.data,
         model=model,
         method=Dense(),
@@ -141,9 +165,9 @@ def _base(choices: Choices, model: str) -> RunConfig:
         augment=recipe.augment and choices.data == "cifar10",
         optimizer=_optimizer(choices, recipe),
         schedule=_schedule(choices, recipe, epochs),
-        rewind_step=0 if rewind_step == 0 else rewind_step,
         unmasked=models.unmasked(model),
     )
+    return base, rewind_step
 
 
 def _optimizer(choices: Choices, recipe: Recipe) -> Optimizer:
@@ -188,17 +212,3 @@ def _methods(choices: Choices, name: str) -> list[tuple[Method, int]]:
     swept = choices.initial_scores or (() if choices.densities else (cs.initial_score,))
     asked = [(replace(cs, density=density), rounds("asked")) for density in choices.densities]
     return [*((replace(cs, initial_score=score), rounds("cs")) for score in swept), *asked]
-
-
-def _run(base: RunConfig, method: Method, rounds: int, seed: int, choices: Choices) -> RunConfig:
-    if isinstance(method, Dense):
-        return replace(base, method=method, seed=seed, rewind_step=0, unmasked=base.unmasked)
-    controls = CONTROLS if choices.controls else ()
-    return replace(
-        base,
-        method=method,
-        rounds=rounds,
-        seed=seed,
-        controls=controls,
-        control_rounds=(rounds,) if controls else (),
-    )

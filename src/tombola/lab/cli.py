@@ -54,7 +54,7 @@ def search(context: click.Context, /, **options: Any) -> None:
     """
     from tombola.lab.searching import Search
 
-    Search.from_options(options, given=_given(context)).run(_command(context))
+    Search.from_options(options, given=typed(context)).run(_command(context))
 
 
 @cli.command()
@@ -93,10 +93,10 @@ def report(folders: tuple[Path, ...], output: Path | None) -> None:
     print_report(folders, output)
 
 
-def _given(context: click.Context) -> set[str]:
+def typed(context: click.Context) -> set[str]:
     """Names of the options that were typed."""
-    typed = click.core.ParameterSource.COMMANDLINE
-    return {name for name in context.params if context.get_parameter_source(name) is typed}
+    source = click.core.ParameterSource.COMMANDLINE
+    return {name for name in context.params if context.get_parameter_source(name) is source}
 
 
 def _command(context: click.Context) -> str:

@@ -46,7 +46,9 @@ def description(ticket: Ticket, path: Path) -> RenderableType:
 
 
 def _layers(ticket: Ticket) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), header_style="", show_footer=True)
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0), header_style="", show_footer=True
+    )
     masks = ticket.masks
     table.add_column("layer", footer="all")
     table.add_column("shape")

@@ -14,6 +14,7 @@ from typing import Any, Self
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 from tombola.lab.findings import percent
@@ -159,9 +160,14 @@ class Running(Quiet):
             expand=True,
         )
         self.each = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=16),
-            TextColumn("{task.fields[text]}", markup=False, style="dim"),
+            BarColumn(bar_width=12, table_column=Column(min_width=12)),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+            TextColumn(
+                "{task.fields[text]}",
+                markup=False,
+                style="dim",
+                table_column=Column(no_wrap=True, overflow="ellipsis"),
+            ),
             console=console,
         )
         self.all = self.overall.add_task(self._headline(), total=max(self.board.total, 1))

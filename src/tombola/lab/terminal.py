@@ -37,6 +37,7 @@ def _table(task: Task) -> Table:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
+        show_edge=False,
         header_style="",
     )
     table.add_column("method", no_wrap=True)

@@ -1,0 +1,250 @@
+"""The command line as a person types it: help, searches, mistakes, Ctrl-C, tickets, reports."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fabricated_runs import study
+
+import tombola
+from tombola.lab.cli import cli, run, typed
+from tombola.lab.searching import Search
+from tombola.lab.settings import SGD, Adam, AdamW, Constant, Drops
+from tombola.lab.study import digits_study
+
+SMALL = ["--model", "conv_digits", "--epochs", "1", "--batch-size", "256", "--jobs", "1"]
+
+
+def lines_of(captured: str) -> list[str]:
+    return captured.replace("\N{NO-BREAK SPACE}", " ").splitlines()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "tombola search --out runs/digits"),
+        (["--help"], "inspect"),
+        (["search", "-h"], "--initial-score X,..."),
+        (["search", "--help"], "[default: lenet_300_100; for cifar10 resnet20]"),
+        (["inspect", "--help"], "TICKET"),
+        (["report", "--help"], "DIR..."),
+        (["--version"], f"tombola {tombola.__version__}"),
+    ],
+)
+def test_help(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(arguments) == 0
+    said = capsys.readouterr()
+    assert " ".join(says.split()) in " ".join(said.out.split())
+    assert said.err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["serach"], "No such command 'serach'"),
+        (["search", "--desnity", "1"], "No such option"),
+        (["search", "--density"], "'--density' requires an argument"),
+        (["search", "--density", "1.5"], "--density: must be a number above 0 and at most 1, not '1.5'"),
+        (["search", "--density", "0.1,0"], "--density: must be a number above 0 and at most 1, not '0'"),
+        (["search", "--density", "x"], "--density: must be a number above 0 and at most 1, not 'x'"),
+        (["search", "--initial-score", "nan"], "--initial-score: must be a finite number, not 'nan'"),
+        (["search", "--seeds", "1,,2"], "--seeds: must be a whole number, 0 or more, not ''"),
+        (["search", "--seeds", "-1"], "--seeds: must be a whole number, 0 or more, not '-1'"),
+        (["search", "--rounds", "0"], "--rounds: must be a whole number, 1 or more, not '0'"),
+        (["search", "--rounds", "2.5"], "--rounds: must be a whole number, 1 or more, not '2.5'"),
+        (["search", "--lr", "inf"], "--lr: must be a number above 0, not 'inf'"),
+        (["search", "--keep", "0"], "--keep: must be a number above 0 and at most 1, not '0'"),
+        (["search", "--method", "cs,foo"], "--method: 'foo' is not one of 'cs', 'imp', 'iss', 'dense'"),
+        (["search", "--optimizer", "lion"], "--optimizer: 'lion' is not one of 'sgd', 'adam', 'adamw'"),
+        (["search", "--final-temperature", "0.5"], "--final-temperature: must be a number, 1 or more, not '0.5'"),
+        (["search", "--data", "mnist"], "data 'mnist': there is digits, cifar10"),
+        (["search", "--model", "vgg"], "model 'vgg': there is lenet_300_100, conv_digits"),
+        (["search", "--model", "nowhere:net"], "there is no module 'nowhere'"),
+        (["search", "--data", "mine:load"], "--model: is needed with data of your own"),
+        (["search", "--data", "cifar10"], "--data-dir"),
+        (["search", "--data", "cifar10", "--data-dir", "/nowhere"], "/nowhere"),
+        (["search", "--device", "abacus"], "--device abacus: PyTorch cannot use it here"),
+        (["search", "--method", "imp", "--density", "0.1"], "--density: is for --method cs, not imp"),
+        (["search", "--method", "cs", "--keep", "0.5"], "--keep: is for --method imp, not cs"),
+        (["search", "--method", "dense", "--rounds", "3"], "--rounds: is for --method cs or imp or iss, not dense"),
+        (["search", "--rewind-epochs", "1", "--rewind-step", "5"], "--rewind-epochs: give it or --rewind-step"),
+        (["search", "--epochs", "1", "--rewind-epochs", "1"], "--rewind-epochs: step 21 must come before the end"),
+        (["search", "--batch-size", "100000"], "batch"),
+        (["search", "extra"], "unexpected extra argument (extra)"),
+        (["inspect"], "Missing argument 'TICKET'"),
+        (["report"], "Missing argument 'DIR...'"),
+    ],
+)
+def test_mistakes_get_one_line(
+    arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    (line,) = said.err.splitlines()
+    assert line.startswith("tombola")
+    assert says in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_search_report_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "runs with a space"
+    arguments = ["search", *SMALL, "--density", "0.2", "--seeds", "0,1", "--out", str(out)]
+    assert run(arguments) == 0
+    said = capsys.readouterr()
+    assert f"Report:  {out / 'report.html'}" in said.out
+    row = next(line for line in lines_of(said.out) if "CS density = 0.2" in line)
+    assert "20 %" in row
+    assert "100 % of " in said.err
+    assert (
+        f"tombola search {' '.join(SMALL)} --density 0.2 --seeds 0,1 --out '{out}'"
+        in (out / "commands.txt").read_text()
+    )
+    assert "&#39;" in (out / "report.html").read_text()  # the same command, at the foot of the page
+    metrics = {path: path.read_bytes() for path in out.glob("*/metrics.jsonl")}
+    assert len(metrics) == 4  # cs and dense, two seeds
+
+    assert run([*arguments, "--quiet"]) == 0  # finished already: only the report is made again
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert {path: path.read_bytes() for path in out.glob("*/metrics.jsonl")} == metrics
+
+    (ticket, *_) = sorted(out.glob("cs-*/tickets/*.safetensors"))
+    assert run(["inspect", str(ticket)]) == 0
+    shown = capsys.readouterr().out
+    found = tombola.Ticket.load(ticket)
+    for name, count in found.masks.counts().items():
+        (line,) = [line for line in shown.splitlines() if line.startswith(name)]
+        assert f"{count:,}" in line.split()
+    assert "round" in shown
+    assert "versions.tombola" in shown
+
+    assert run(["report", str(out), "-o", str(tmp_path / "page.html")]) == 0
+    assert f"Numbers: {tmp_path / 'page.csv'}" in capsys.readouterr().out
+    assert (tmp_path / "page.html").is_file()
+
+
+def test_every_method_of_a_users_own_net(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my_own_things.py").write_text(
+        """
+import torch
+from torch import nn
+
+def net(classes):
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, classes))
+
+def load():
+    x = torch.randn(96, 6, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
+    return x[:64], y[:64], x[64:], y[64:]
+"""
+    )
+    monkeypatch.chdir(tmp_path)
+    own = ["--data", "my_own_things:load", "--model", "my_own_things:net", "--batch-size", "16", "--epochs", "2"]
+    settings = ["--method", "cs,imp,iss", "--rounds", "2", "--initial-score", "-0.1,0.2", "--lr", "0.05"]
+    assert run(["search", *own, *settings, "--quiet"]) == 0
+    shown = lines_of(capsys.readouterr().out)
+    for name in ("Dense", "CS s₀ = −0.1", "CS s₀ = 0.2", "IMP keep = 0.8", "ISS s₀ = −0.1", "ISS s₀ = 0.2"):
+        assert any(line.startswith(name) for line in shown), name
+    assert len(list((tmp_path / "runs").glob("*/done.json"))) == 6
+
+
+def test_a_run_that_fails_is_one_line_and_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["search", *SMALL, "--lr", "1e30", "--method", "dense", "--out", str(tmp_path), "--quiet"]) == 1
+    said = capsys.readouterr()
+    (line,) = said.err.splitlines()
+    assert "1 of 1 runs failed" in line
+    assert "Traceback" not in line
+
+
+def test_ctrl_c_says_how_to_continue(tmp_path: Path) -> None:
+    arguments = ["search", *SMALL, "--method", "imp", "--rounds", "40", "--no-controls", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "tombola.lab.cli", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not any(path.stat().st_size for path in tmp_path.glob("imp-*/metrics.jsonl")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    *_, hint, again = said.splitlines()
+    assert hint == "Stopped; nothing is lost. To continue where it stopped:"
+    assert again == f"  tombola {' '.join(arguments)}"
+    assert not list(tmp_path.glob("imp-*/done.json"))
+    assert run([*arguments, "--quiet"]) == 0
+    assert list(tmp_path.glob("imp-*/done.json"))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a ticket", b"\x80\x04\x95pickle", b"\xff" * 64])
+def test_inspect_a_file_that_is_no_ticket(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    assert run(["inspect", str(path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(path) in line
+    assert run(["inspect", str(tmp_path / "nothing")]) == 1
+    assert "there is no such file" in capsys.readouterr().err
+
+
+def test_report_of_several_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study(tmp_path / "a", seeds=(0, 1))
+    study(tmp_path / "b", seeds=(2,))
+    assert run(["report", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    shown = capsys.readouterr().out
+    assert "seeds 0, 1, 2" in shown
+    assert f"Report:  {tmp_path / 'a' / 'report.html'}" in shown
+    assert run(["report", str(tmp_path / "c")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"tombola: {tmp_path / 'c'}: no such folder")
+
+
+def search_of(*arguments: str) -> Search:
+    with cli.commands["search"].make_context("search", list(arguments)) as context:
+        return Search.from_options(context.params, given=typed(context))
+
+
+@pytest.mark.parametrize("here", [[], ["--out", "x", "--jobs", "1", "--threads", "2", "--device", "cpu", "--quiet"]])
+def test_without_options_it_is_the_digits_study(here: list[str]) -> None:
+    assert search_of(*here).configs == digits_study()
+    assert search_of("--seeds", "4,7", *here).configs == digits_study((4, 7))
+
+
+def test_options_become_configs() -> None:
+    search = search_of(
+        "--method", "cs,imp", "--density", "0.1,0.05", "--seeds", "3,1", "--model", "conv6", "--rounds", "2"
+    )
+    assert [(run.setting, run.seed) for run in search.configs] == [
+        (setting, seed) for setting in ("", "density=0.1", "density=0.05", "keep=0.8") for seed in (3, 1)
+    ]
+    dense, asked, imp = search.configs[0], search.configs[2], search.configs[6]
+    assert (dense.epochs, dense.batch_size, dense.optimizer) == (40, 60, Adam(lr=3e-4))  # the papers' for Conv-6
+    assert isinstance(asked.method, tombola.ContinuousSparsification)
+    assert (asked.method.density, asked.rounds, asked.controls) == (0.1, 2, ("shuffled", "reinitialised"))
+    assert (imp.rounds, imp.control_rounds) == (2, (2,))
+
+
+def test_every_setting_can_be_typed() -> None:
+    typed_in = """--no-dense --no-controls --method cs --data digits --model resnet20 --rounds 4 --initial-score -0.2
+        --penalty 1e-6 --final-temperature 100 --epochs 10 --batch-size 32 --lr 0.05 --optimizer sgd
+        --weight-decay 0.001 --rewind-epochs 1.5"""
+    (run,) = search_of(*typed_in.split()).configs
+    assert run.method == tombola.ContinuousSparsification(initial_score=-0.2, penalty=1e-6, final_temperature=100.0)
+    assert run.optimizer == SGD(lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.001)  # momentum is the recipe's
+    assert run.schedule == Drops(epochs=(6, 8))  # 56 and 71 of the paper's 85 epochs, shortened alike
+    assert (run.rounds, run.epochs, run.batch_size, run.rewind_step) == (4, 10, 32, 63)
+    assert run.controls == ()
+    assert run.unmasked == ("stage2.0.shortcut.weight", "stage3.0.shortcut.weight", "fc.weight")
+    typed_in = "--no-dense --method iss --optimizer adamw --schedule constant --rewind-step 3"
+    (iss,) = search_of(*typed_in.split()).configs
+    assert (iss.optimizer, iss.schedule, iss.rewind_step, iss.rounds) == (AdamW(), Constant(), 3, 5)

@@ -1,0 +1,142 @@
+"""The report's page in a real browser: it fits narrow and wide windows, and its table sorts and filters."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fabricated_runs import study
+
+from tombola.lab.report import write_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+QUIET = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--virtual-time-budget=2000"),
+]
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here to look at the page with")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    study(folder / "runs", seeds=(0, 1))
+    study(folder / "runs", seeds=(0, 1), model="a_model_with_a_rather_long_name:of_the_users_own_making")
+    return write_report(
+        [folder / "runs"], folder / "report.html", commands=["tombola search --out runs " + "x" * 200]
+    ).html
+
+
+def look(page: Path, script: str, *, width: int = 1000, dark: bool = False) -> Any:
+    """What `script` returns when it is run in the page."""
+    assert CHROMIUM is not None
+    text = page.read_text(encoding="utf-8")
+    run = f"parent.postMessage(JSON.stringify((() => {{ {script} }})()), '*')"
+    probe, frame = page.with_name("probe.html"), page.with_name("frame.html")
+    probe.write_text(text.replace("</body>", f"<script>{run}</script></body>"), encoding="utf-8")
+    # a frame can be narrower than the narrowest window
+    frame.write_text(
+        f"""<!doctype html><meta name="color-scheme" content="light dark"><title></title>
+        <script>onmessage = event => document.title = event.data</script>
+        <iframe src="{probe.name}" style="width: {width}px; height: 1000px; border: 0"></iframe>"""
+    )
+    command = [CHROMIUM, *QUIET, f"--user-data-dir={page.with_name('profile')}", "--dump-dom"]
+    if dark:
+        command.append("--blink-settings=preferredColorScheme=0")
+    done = subprocess.run([*command, frame.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    found = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
+    assert found, done.stderr
+    return json.loads(html.unescape(found[1]))
+
+
+@pytest.mark.parametrize("width", [400, 1000, 1600])
+def test_fits_the_window(page: Path, width: int) -> None:
+    inner, overflow, wide = look(
+        page,
+        """const wide = [...document.querySelectorAll("body *")].filter(e => !e.closest(".scroll, pre, svg")
+             && e.getBoundingClientRect().right > innerWidth + 0.5).map(e => e.outerHTML.slice(0, 80));
+           return [innerWidth, document.documentElement.scrollWidth - innerWidth, wide]""",
+        width=width,
+    )
+    assert inner == width
+    assert wide == []
+    assert overflow <= 0
+
+
+def test_sorts_by_any_column(page: Path) -> None:
+    found = look(
+        page,
+        """const table = document.querySelector("table.results");
+           const heads = [...table.tHead.rows[0].cells];
+           const column = heads.findIndex(h => h.textContent.startsWith("test accuracy"));
+           const values = c => [...table.tBodies[0].rows].map(r => r.cells[c].dataset.v);
+           const out = [];
+           for (let i = 0; i < 2; i++) {
+             heads[column].firstElementChild.click();
+             out.push([heads.map(h => h.getAttribute("aria-sort")), values(column).map(Number)]);
+           }
+           const shuffled = heads.findIndex(h => h.textContent === "shuffled");
+           heads[shuffled].firstElementChild.click();
+           heads[shuffled].firstElementChild.click();
+           return [column, out, values(shuffled)]""",
+    )
+    column, ((up, rising), (down, falling)), with_gaps = found
+    assert rising == sorted(rising)
+    assert falling == sorted(falling, reverse=True)
+    assert up[column] == "ascending"
+    assert down[column] == "descending"
+    assert {state for place, state in enumerate(down) if place != column} == {"none"}
+    numbers = [float(value) for value in with_gaps if value]
+    assert numbers == sorted(numbers, reverse=True)
+    assert all(value == "" for value in with_gaps[len(numbers) :])  # what is not there comes last either way
+
+
+def test_filters_by_method_and_model(page: Path) -> None:
+    states = look(
+        page,
+        """const shown = () => [...document.querySelectorAll("table.results tbody tr")].filter(r => !r.hidden)
+             .map(r => [r.cells[0].textContent, r.cells[1].textContent.split(" ")[0]].join(" "));
+           const chip = (group, name) => [...document.querySelectorAll(`[data-filter=${group}] button`)]
+             .find(b => b.textContent === name);
+           const out = [];
+           const press = (group, name) => { const b = chip(group, name); b.click();
+             const status = document.querySelector("[role=status]").textContent;
+             out.push([shown(), b.getAttribute("aria-pressed"), status]); };
+           press("method", "IMP"); press("task", "conv_digits"); press("method", "all methods");
+           return out""",
+    )
+    (imp, pressed, status), (both, _, _), (model, _, _) = states
+    assert {name.split()[1] for name in imp} == {"IMP"}
+    assert len(imp) == 28
+    assert pressed == "true"
+    assert status == "28 of 52 rows"
+    assert set(both) == {"conv_digits IMP"}
+    assert {name.split()[0] for name in model} == {"conv_digits"}
+    assert len(model) == 26
+
+
+def test_text_stands_out_on_light_and_on_dark(page: Path) -> None:
+    """Contrast of at least 4.5 for words and 3 for lines and marks (WCAG 2.2, 1.4.3 and 1.4.11)."""
+    script = """const style = getComputedStyle(document.documentElement);
+        const luminance = name => { const hex = style.getPropertyValue(name).trim().slice(1);
+          const [r, g, b] = [0, 2, 4].map(i => parseInt(hex.slice(i, i + 2), 16) / 255)
+            .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+          return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+        const contrast = (a, b) => { const [x, y] = [luminance(a), luminance(b)].sort((p, q) => q - p);
+          return (x + 0.05) / (y + 0.05); };
+        const out = {scheme: matchMedia("(prefers-color-scheme: dark)").matches};
+        for (const back of ["--page", "--panel", "--good"]) for (const ink of ["--text", "--muted", "--accent"])
+          out[`${ink} on ${back}`] = contrast(ink, back) / 4.5;
+        for (const ink of ["--dense", "--s1", "--s2", "--s3", "--s4", "--s5"]) out[ink] = contrast(ink, "--page") / 3;
+        return out"""
+    for dark in (False, True):
+        found = look(page, script, dark=dark)
+        assert found.pop("scheme") is dark
+        assert {name: ratio for name, ratio in found.items() if ratio < 1} == {}

@@ -1,0 +1,120 @@
+"""METHODS: every method, one line each, as the table of promises runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from loop import OPTIMIZERS, MakeOptimizer, copied, train
+from torch import nn
+from torch.optim import SGD, Optimizer
+from zoo import Net
+
+import tombola
+from tombola import IMP, Attachment, ContinuousSparsification, Fixed, Masks, StochasticSparsification, TicketSearch
+from tombola.methods.protocol import SoftMethod
+
+Start = Callable[[nn.Module, Optimizer, Net, int], Attachment]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method at work: how to attach it, and what it promises.
+
+    Attributes:
+        attach: (model, optimizer, net, steps) -> attachment.
+        hard: its masks are bits from the first step on.
+        kept: sizes of the masked layers -> weights kept at the end; None: the method has no budget.
+        hardens: the step of ``steps`` after which the mask is hard; None: never by itself.
+        trains_weights: False: masked weights stay as they are.
+        steers: it moves scores whatever the learning rate.
+    """
+
+    attach: Start
+    hard: bool = False
+    kept: Callable[[Mapping[str, int]], int] | None = None
+    hardens: Callable[[int], int] | None = None
+    trains_weights: bool = True
+    steers: bool = False
+
+
+def attached(method: SoftMethod) -> Start:
+    return lambda model, optimizer, net, steps: tombola.attach(model, optimizer, method, steps=steps, seed=5)
+
+
+def half(model: nn.Module) -> Masks:
+    """Masks that keep half of each layer, rounded down, at positions that only the shapes determine."""
+    generator = torch.Generator().manual_seed(7)
+    masks = {}
+    for name, parameter in tombola.maskable(model).items():
+        mask = torch.arange(parameter.numel()) < parameter.numel() // 2
+        masks[name] = mask[torch.randperm(mask.numel(), generator=generator)].view(parameter.shape)
+    return Masks(masks)
+
+
+def fixed(model: nn.Module, optimizer: Optimizer, net: Net, steps: int) -> Attachment:
+    return tombola.attach(model, optimizer, Fixed(half(model)), steps=steps)
+
+
+def second_round(model: nn.Module, optimizer: Optimizer, net: Net, steps: int) -> Attachment:
+    """The round in which IMP trains under the masks that it made in the first."""
+    rounds = iter(TicketSearch(model, IMP(keep=0.4), rounds=2, seed=5))
+    first, own = next(rounds), SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    first.attach(own, steps=2)
+    train(model, own, net, range(2))
+    own.zero_grad()
+    first.ticket()
+    return next(rounds).attach(optimizer, steps=steps)
+
+
+CS = ContinuousSparsification
+METHODS = {
+    "fixed": Entry(fixed, hard=True, kept=lambda sizes: sum(size // 2 for size in sizes.values())),
+    "imp": Entry(second_round, hard=True, kept=lambda sizes: round(0.4 * sum(sizes.values()))),
+    "cs": Entry(attached(CS())),
+    "cs scaled": Entry(attached(CS(scale="initial", final_temperature=50.0))),
+    "cs mean": Entry(attached(CS(penalty_on="mean", penalty=0.1))),
+    "cs density": Entry(attached(CS(density=0.3)), kept=lambda sizes: round(0.3 * sum(sizes.values())), steers=True),
+    "cs hardened": Entry(attached(CS(harden_at=0.5)), hardens=lambda steps: steps // 2),
+    "cs supermask": Entry(attached(CS(train_weights=False)), trains_weights=False),
+    "ss": Entry(attached(StochasticSparsification(initial_score=0.0))),
+    "ss supermask": Entry(attached(StochasticSparsification(train_weights=False)), trains_weights=False),
+}
+
+
+@dataclass
+class World:
+    """A model, its optimiser and the method at work on it."""
+
+    net: Net
+    model: nn.Module
+    optimizer: Optimizer
+    run: Attachment
+
+    def snapshot(self) -> dict[str, Any]:
+        """A copy of everything that training changes."""
+        states = {"model": self.model, "optimizer": self.optimizer, "run": self.run}
+        return {name: copied(owner.state_dict()) for name, owner in states.items()}
+
+
+def world(
+    entry: Entry,
+    make: str | MakeOptimizer,
+    net: Net,
+    steps: int,
+    *,
+    model: nn.Module | None = None,
+    optimizer: Optimizer | None = None,
+) -> World:
+    """The method attached to a fresh model, or to the given one."""
+    model = net.model() if model is None else model
+    if optimizer is None:
+        optimizer = (OPTIMIZERS[make] if isinstance(make, str) else make)(model.parameters())
+    return World(net, model, optimizer, entry.attach(model, optimizer, net, steps))
+
+
+def hard_now(entry: Entry, run: Attachment) -> bool:
+    """Whether the mask is bits by now."""
+    return entry.hard or (entry.hardens is not None and run.step >= entry.hardens(run.steps))

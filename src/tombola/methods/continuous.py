@@ -117,7 +117,7 @@ class ContinuousSparsification:
     ) -> Tensor:
         """(g·w + λ)·∂m/∂s with m = c·σ(βs) and ∂m/∂s = β·m·(1 − m/c)."""
         scale, beta = self.surviving_scale(), self.temperature(moment)
-        price = scratch.new_tensor(beta * scale * self._price(moment))
+        price = torch.full((), beta * scale * self._price(moment), dtype=scratch.dtype, device=scratch.device)
         torch.addcmul(price, grad, weight, value=beta * scale, out=scratch)
         grad.mul_(mask)
         if scale != 1.0:

@@ -70,7 +70,8 @@ class StochasticSparsification:
         self, grad: Tensor, weight: Tensor, score: Tensor, mask: Tensor, moment: Moment, *, scratch: Tensor
     ) -> Tensor:
         """(g·w + λ)·σ(s)·(1 − σ(s)): straight through the sample."""
-        torch.addcmul(scratch.new_tensor(self.penalty), grad, weight, out=scratch)
+        price = torch.full((), self.penalty, dtype=scratch.dtype, device=scratch.device)
+        torch.addcmul(price, grad, weight, out=scratch)
         grad.mul_(mask)
         torch.sigmoid(score, out=mask)
         return torch.ops.aten.sigmoid_backward.grad_input(scratch, mask, grad_input=mask)  # type: ignore[no-any-return]

@@ -214,6 +214,8 @@ class _Run:
         def after_epoch(epoch: Epoch) -> None:
             if epoch.number == epochs or epoch.number % config.evaluate_every == 0:
                 self._measure(stage, model, run, epoch)
+            done = stage.epochs_before + epoch.number
+            self.emit({"event": "epoch", "done": done, "text": epoch_text(stage, epoch, self.last)})
             due = time.monotonic() - self.saved_at >= self.checkpoint_seconds
             stopping = self.stop()
             if due or stopping:
@@ -243,8 +245,6 @@ class _Run:
                 hard = measure(model, self.data.test())
         self.last = epoch_record(stage, epoch, whole, hard, diagnostics)
         self.folder.record(self.last)
-        done = stage.epochs_before + epoch.number
-        self.emit({"event": "epoch", "done": done, "text": epoch_text(stage, self.last)})
 
     def _save(self, epoch: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, Any]) -> None:
         self.folder.save(

@@ -35,12 +35,14 @@ def epoch_record(
     }
 
 
-def epoch_text(stage: Stage, record: Mapping[str, Any]) -> str:
-    """The same in a few words, for live progress."""
+def epoch_text(stage: Stage, epoch: Epoch, last: Mapping[str, Any]) -> str:
+    """Where the run stands, in a few words, for live progress. ``last`` is the newest record of the stage, or empty."""
     place = {"dense": "training", "search": f"round {stage.round}", "retrain": f"retraining ticket {stage.round}"}
-    head = place.get(stage.phase, f"{stage.label} ticket {stage.round}")
-    density = f", density {record['density']:.3f}" if stage.phase != "dense" else ""
-    return f"{head}, epoch {record['epoch']}: accuracy {100 * record['test_accuracy']:.1f} %{density}"
+    text = f"{place.get(stage.phase, f'{stage.label} ticket {stage.round}')}, epoch {epoch.number}"
+    if not last:
+        return f"{text}, loss {epoch.train_loss:.3f}"
+    density = f", density {last['density']:.3f}" if stage.phase != "dense" else ""
+    return f"{text}, accuracy {100 * last['test_accuracy']:.1f} %{density}"
 
 
 def result_record(

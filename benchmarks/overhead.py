@@ -1,10 +1,11 @@
 """What a sparse method adds to a training step, side by side in one run: dense, Continuous Sparsification (CS), a fixed
 hard mask, and CS the way the authors' code does it (soft-masked layers that autograd differentiates).
 
-    python benchmarks/overhead.py [--device cpu] [--modes eager compiled] [--repeats 30] [--write]
+    python benchmarks/overhead.py [--device cpu] [--modes eager compiled] [--repeats 100] [--write]
 
-The variants take turns within each repeat; the ratio to dense is the median over repeats of the ratio of neighbours,
-so that a slow moment of the machine hits all of them alike. Memory is the peak of a process (or of the CUDA allocator)
+The variants take turns, in random order, within each repeat; the ratio to dense is the median over repeats of the ratio
+of neighbours, so that a slow moment of the machine hits all of them alike. The dense step is there twice: what the
+second one differs from the first is the error of all ratios. Memory is the peak of a process (or of the CUDA allocator)
 that runs one variant alone.
 """
 
@@ -14,7 +15,7 @@ import argparse
 import math
 import os
 import platform
-import resource
+import random
 import statistics
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from torch.nn.utils import parametrize
 import tombola
 from tombola.lab import models
 
-VARIANTS = ("dense", "cs", "hard", "authors' way")
+VARIANTS = ("dense", "dense again", "cs", "hard", "authors' way")
 CASES = {"resnet20": 128, "conv6": 60}
 STEPS = 1_000_000  # enough for any number of repeats; the temperature then hardly moves, which costs the same
 
@@ -105,7 +106,9 @@ def print_peak(case: str, variant: str, device: str) -> None:
     for _ in range(3):
         step()
     if device == "cpu":
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        # not resource.getrusage(): on Linux its peak includes that of the parent before it became this process
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        print(int(status["VmHWM"].split()[0]) / 1024)
     else:
         print(torch.cuda.max_memory_allocated() / 2**20)
 
@@ -114,10 +117,11 @@ def measure(case: str, mode: str, device: str, repeats: int) -> dict[str, list[f
     """Seconds of each step of each variant, taken in turns after warming up."""
     steps = {variant: training_step(case, variant, mode, device) for variant in VARIANTS}
     times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    shuffle = random.Random(0).sample
     for repeat in range(-3, repeats):
-        for variant, step in steps.items():
+        for variant in shuffle(VARIANTS, len(VARIANTS)):  # nobody always runs on the caches that another one left
             begin = time.perf_counter()
-            step()
+            steps[variant]()
             if repeat >= 0:
                 times[variant].append(time.perf_counter() - begin)
     return times
@@ -127,7 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--modes", nargs="+", default=["eager", "compiled"], choices=["eager", "compiled"])
-    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--repeats", type=int, default=100)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--write", action="store_true", help="also write benchmarks/results/overhead-DEVICE.md")
     parser.add_argument("--peak", nargs=2, metavar=("CASE", "VARIANT"), help=argparse.SUPPRESS)
@@ -158,6 +162,7 @@ def main() -> None:
     if given.write:
         command = f"`python {Path(__file__).name} --repeats {given.repeats} --threads {given.threads}`"
         path = Path(__file__).parent / "results" / f"overhead-{given.device}.md"
+        path.parent.mkdir(exist_ok=True)
         path.write_text("\n".join(["# Overhead of a sparse method on a training step", "", command, "", *lines, ""]))
 
 

@@ -295,7 +295,8 @@ class Attachment:
         self._detached = True
         if isinstance(self._state, SoftState):
             self._harden(self._state)
-        self._state.release()
+        if isinstance(self._state, HardState):
+            self._state.release()
         for hook in self._hooks:
             hook.remove()
         _live.discard(self)

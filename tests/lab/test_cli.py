@@ -12,8 +12,8 @@ import pytest
 from fabricated_runs import study
 
 import tombola
-from tombola.lab.cli import cli, run, typed
-from tombola.lab.searching import Search
+from tombola.lab.cli.main import cli, run, typed
+from tombola.lab.cli.searching import Search
 from tombola.lab.settings import SGD, Adam, AdamW, Constant, Drops
 from tombola.lab.study import digits_study
 
@@ -167,7 +167,7 @@ def test_a_run_that_fails_is_one_line_and_status_1(tmp_path: Path, capsys: pytes
 
 def test_ctrl_c_says_how_to_continue(tmp_path: Path) -> None:
     arguments = ["search", *SMALL, "--method", "imp", "--rounds", "40", "--no-controls", "--out", str(tmp_path)]
-    command = [sys.executable, "-m", "tombola.lab.cli", *arguments]
+    command = [sys.executable, "-m", "tombola.lab.cli.main", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not any(path.stat().st_size for path in tmp_path.glob("imp-*/metrics.jsonl")):

@@ -10,7 +10,7 @@ import pytest
 from fabricated_runs import result
 from rich.console import Console
 
-from tombola.lab.progress import Board, Plain, Quiet, Running, watcher
+from tombola.lab.cli.progress import Board, Plain, Quiet, Running, watcher
 
 TOTALS = {"imp-a": 60, "cs-b": 40, "dense-c": 20}
 

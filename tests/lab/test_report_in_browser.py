@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from fabricated_runs import study
 
-from tombola.lab.report import write_report
+from tombola.lab.report.page import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = [

@@ -62,8 +62,7 @@ def read_batch(path: Path, *, images: int = IMAGES) -> tuple[Tensor, Tensor]:
         raise LabError(f"{path}: has no b'data' and b'labels' (CIFAR-100 is another format); {mend}")
     data, labels = content[b"data"], content[b"labels"]
     if not isinstance(data, _Array) or data.shape != (images, _PIXELS) or len(data.content) != images * _PIXELS:
-        found = data.shape if isinstance(data, _Array) else type(data).__name__
-        raise LabError(f"{path}: b'data' is {found}, not a uint8 array of shape {(images, _PIXELS)}; {mend}")
+        raise LabError(f"{path}: b'data' is {getattr(data, 'shape', type(data).__name__)}, not a uint8 array of shape {(images, _PIXELS)}; {mend}")
     if not isinstance(labels, list) or len(labels) != images:
         found = len(labels) if isinstance(labels, list) else type(labels).__name__
         raise LabError(f"{path}: b'labels' is {found}, not a list of {images} labels; {mend}")

@@ -46,7 +46,7 @@ def call(function: Callable[..., Any], name: str, what: str, arguments: Mapping[
         LabError: it wants other arguments besides, or fails.
     """
     try:
-        parameters = inspect.signature(function).parameters
+        parameters: Mapping[str, inspect.Parameter] = inspect.signature(function).parameters
     except (TypeError, ValueError):  # some callables written in C do not say
         parameters = {}
     wanted = {key: value for key, value in arguments.items() if key in parameters}

@@ -177,7 +177,8 @@ def _scalar(plain: Plain, hint: Any, key: str) -> Any:
 
 
 def _wrong(key: str, plain: Plain, wanted: str) -> _Mismatch:
-    shown = {dict: "an object", list: "a list"}.get(type(plain)) or json.dumps(plain, default=repr)
+    kinds: dict[type, str] = {dict: "an object", list: "a list"}
+    shown = kinds.get(type(plain)) or json.dumps(plain, default=repr)
     shown = shown if len(shown) <= 60 else shown[:59] + "…"
     return _Mismatch(f"{key or 'the content'} is {shown}, but must be {wanted}")
 

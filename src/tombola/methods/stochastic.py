@@ -21,7 +21,6 @@ from torch import Tensor
 from tombola.masks import Masks
 from tombola.methods.protocol import Moment, ScoreOptimizer
 
-
 OUTCOME = 0x9E3779B97F4A7C15 >> 1  # turns a seed into that of another stream than the one masks of training come from
 
 

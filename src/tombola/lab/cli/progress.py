@@ -17,8 +17,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Column
 from rich.text import Text
 
-from tombola.lab.findings import percent
-from tombola.lab.summary import CONTROLS, method_name, setting_name
+from tombola.lab.report.findings import percent
+from tombola.lab.report.summary import CONTROLS, method_name, setting_name
 
 LATEST = 6
 """How many results and warnings the live display shows."""

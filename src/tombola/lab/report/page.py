@@ -15,14 +15,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from tombola.files import write_atomically
-from tombola.lab import figures
-from tombola.lab.csvfile import csv_text
 from tombola.lab.errors import LabError
-from tombola.lab.findings import account, count, findings, listing, matching, percent
-from tombola.lab.resulttable import columns_of, rows_of
-from tombola.lab.runs import Run, find_runs, read_run
-from tombola.lab.summary import Row, Summary, Task, method_name, summarise
-from tombola.lab.svg import INK
+from tombola.lab.report import figures
+from tombola.lab.report.csvfile import csv_text
+from tombola.lab.report.findings import account, count, findings, listing, matching, percent
+from tombola.lab.report.reading import Run, find_runs, read_run
+from tombola.lab.report.resulttable import columns_of, rows_of
+from tombola.lab.report.summary import Row, Summary, Task, method_name, summarise
+from tombola.lab.report.svg import INK
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def write_report(folders: Sequence[Path], output: Path | None = None, *, command
 def render(summary: Summary, *, csv_name: str, commands: Sequence[str]) -> str:
     """The page as text."""
     environment = Environment(
-        loader=PackageLoader("tombola.lab"),
+        loader=PackageLoader("tombola.lab.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -97,7 +97,7 @@ def render(summary: Summary, *, csv_name: str, commands: Sequence[str]) -> str:
 
 
 def _asset(name: str) -> Markup:
-    return Markup((resources.files("tombola.lab") / "templates" / name).read_text(encoding="utf-8").strip())
+    return Markup((resources.files("tombola.lab.report") / "templates" / name).read_text(encoding="utf-8").strip())
 
 
 def _title(summary: Summary) -> str:

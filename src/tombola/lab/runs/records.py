@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tombola.lab.config import Dense, RunConfig
-from tombola.lab.stages import Stage
-from tombola.lab.train import Epoch, Measurement
+from tombola.lab.runs.stages import Stage
+from tombola.lab.runs.train import Epoch, Measurement
 
 
 def epoch_record(

@@ -28,9 +28,9 @@ from typing import IO, Any
 import torch
 
 from tombola.files import write_atomically
-from tombola.lab.checkpoint import read_checkpoint, write_checkpoint
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
+from tombola.lab.runs.checkpoint import read_checkpoint, write_checkpoint
 
 
 class RunFolder:

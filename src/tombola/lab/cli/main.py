@@ -13,8 +13,8 @@ from typing import Any
 
 import click
 
+from tombola.lab.cli.options import Grouped, search_options
 from tombola.lab.errors import LabError
-from tombola.lab.options import Grouped, search_options
 
 STOPPED = 130
 """What a shell expects of a program that Ctrl-C has stopped."""
@@ -52,7 +52,7 @@ def search(context: click.Context, /, **options: Any) -> None:
       tombola search --method cs,imp --data cifar10 --data-dir DIR --model resnet20 --device cuda
       tombola search --method cs --initial-score -0.05,0 --data mine:load --model mine:net
     """
-    from tombola.lab.searching import Search
+    from tombola.lab.cli.searching import Search
 
     Search.from_options(options, given=typed(context)).run(_command(context))
 
@@ -66,8 +66,8 @@ def inspect(ticket: Path) -> None:
     Example:
       tombola inspect runs/digits/cs-conv_digits-digits-s0-0123456789ab/tickets/round-01.safetensors
     """
-    from tombola.lab.inspection import description, load
-    from tombola.lab.terminal import stdout
+    from tombola.lab.cli.inspection import description, load
+    from tombola.lab.report.terminal import stdout
 
     stdout().print(description(load(ticket), ticket))
 
@@ -88,7 +88,7 @@ def report(folders: tuple[Path, ...], output: Path | None) -> None:
     Example:
       tombola report runs/digits runs/asked -o both.html
     """
-    from tombola.lab.searching import print_report
+    from tombola.lab.cli.searching import print_report
 
     print_report(folders, output)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tombola.lab.runs import Layer, Result, Run
+from tombola.lab.report.reading import Layer, Result, Run
 
 METHODS = {"dense": "Dense", "cs": "CS", "imp": "IMP", "iss": "ISS", "ss": "SS"}
 CONTROLS = {"shuffled": "shuffled", "reinitialised": "re-initialised"}
@@ -112,7 +112,7 @@ def method_name(method: str) -> str:
 
 def setting_name(setting: str) -> str:
     """A setting as a reader sees it: "s0=-0.05" becomes "s₀ = −0.05"."""
-    return setting.replace("s0=", "s₀=").replace("=-", "=−").replace("=", " = ")
+    return setting.replace("s0=", "s₀=").replace("=-", "=−").replace("=", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
 
 
 def stat(values: Sequence[float]) -> Stat:

@@ -15,15 +15,15 @@ from rich.console import Console
 from rich.text import Text
 
 from tombola.files import write_atomically
-from tombola.lab.choices import Choices, configs_of
+from tombola.lab.cli.choices import Choices, configs_of
+from tombola.lab.cli.options import HERE
+from tombola.lab.cli.progress import watcher
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
-from tombola.lab.options import HERE
-from tombola.lab.parallel import run_many
-from tombola.lab.progress import watcher
-from tombola.lab.report import write_report
+from tombola.lab.report.page import write_report
+from tombola.lab.report.terminal import print_summary, stdout
+from tombola.lab.runs.parallel import run_many
 from tombola.lab.study import digits_study
-from tombola.lab.terminal import print_summary, stdout
 
 COMMANDS = "commands.txt"
 """In the folder of the runs: every search command that ran there, for the foot of the report."""

@@ -22,11 +22,11 @@ from tombola.lab import models
 from tombola.lab.config import RunConfig
 from tombola.lab.data import Dataset, load
 from tombola.lab.errors import LabError
-from tombola.lab.records import epoch_record, epoch_text, result_record
+from tombola.lab.runs.records import epoch_record, epoch_text, result_record
+from tombola.lab.runs.stages import Stage, plan
+from tombola.lab.runs.store import RunFolder
+from tombola.lab.runs.train import Epoch, fit, measure
 from tombola.lab.seeds import derive
-from tombola.lab.stages import Stage, plan
-from tombola.lab.store import RunFolder
-from tombola.lab.train import Epoch, fit, measure
 from tombola.methods.fixed import Fixed
 from tombola.search import TicketSearch
 from tombola.selection import maskable

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from tombola.lab.summary import CONTROLS, Row, Stat, Summary, Task, method_name, setting_name
+from tombola.lab.report.summary import CONTROLS, Row, Stat, Summary, Task, method_name, setting_name
 
 NAMES = {
     "dense": "dense training",
@@ -18,6 +18,8 @@ NAMES = {
 NBSP = "\N{NO-BREAK SPACE}"
 NEAR = 1.25
 """Two densities whose ratio is below this are compared as equals."""
+NEARLY = 0.005
+"""An accuracy this little below dense is nearly as good."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +55,18 @@ def listing(items: Iterable[object]) -> str:
 
 def findings(task: Task) -> list[Finding]:
     """The headlines of one task, as far as its numbers reach."""
-    makers: Sequence[Callable[[Task], Finding | None]] = (_sparsest, _asked, _controls)
+    makers: Sequence[Callable[[Task], Finding | None]] = (_sparsest, _nearly, _asked, _controls)
     return [finding for make in makers if (finding := make(task)) is not None]
+
+
+def good(row: Row, task: Task) -> bool:
+    """Whether `row` is a ticket whose mean accuracy is at least that of the dense net."""
+    return not row.dense and task.dense is not None and row.accuracy.mean >= task.dense.accuracy.mean
 
 
 def matching(task: Task, rows: Iterable[Row]) -> Row | None:
     """The sparsest of `rows` whose mean accuracy is at least the dense net's; None if none is, or no dense net is."""
-    dense = task.dense
-    good = [row for row in rows if dense is not None and row.accuracy.mean >= dense.accuracy.mean]
-    return min(good, key=lambda row: (row.density.mean, -row.accuracy.mean), default=None)
+    return min((row for row in rows if good(row, task)), key=lambda r: (r.density.mean, -r.accuracy.mean), default=None)
 
 
 def _sparsest(task: Task) -> Finding | None:
@@ -100,6 +105,24 @@ def _imp_as_sparse(task: Task, best: Row) -> str:
     return (
         f" IMP is as sparse in round{NBSP}{first.round}, after {count(first.epochs_all.mean, 'epoch')}: "
         f"{spread(first.accuracy)}."
+    )
+
+
+def _nearly(task: Task) -> Finding | None:
+    """For each method its sparsest ticket that is less than half a point below dense."""
+    dense = task.dense
+    if dense is None:
+        return None
+    near = [row for row in task.tickets if row.accuracy.mean > dense.accuracy.mean - NEARLY]
+    if not near:
+        return None
+    parts = []
+    for method in dict.fromkeys(row.method for row in near):
+        row = min((row for row in near if row.method == method), key=lambda row: row.density.mean)
+        parts.append(f"{_ticket(row)}, keeps {percent(row.density.mean)}: {spread(row.accuracy)} after {_epochs(row)}.")
+    sparsest = min(row.density.mean for row in near)
+    return Finding(
+        percent(sparsest), "of the weights: the sparsest ticket within half a point of dense", " ".join(parts)
     )
 
 
@@ -149,7 +172,7 @@ def _ticket(row: Row) -> str:
 
 def _epochs(row: Row) -> str:
     text = count(row.epochs_all.mean, "epoch")
-    return text if row.tried < 2 else f"{text} (search and retraining with all {row.tried} initial scores tried)"
+    return text if row.tried < 2 else f"{text} (with all {row.tried} initial scores tried)"
 
 
 def account(summary: Summary) -> str:
@@ -157,7 +180,7 @@ def account(summary: Summary) -> str:
     alike: dict[str, list[Task]] = {}
     for task in summary.tasks:
         alike.setdefault(_work(task), []).append(task)
-    sentences = [f"{listing(map(_model, tasks))}: {work}." for work, tasks in alike.items()]
+    sentences = [f"{_models(tasks)}: {work}." for work, tasks in alike.items()]
     seeds = sorted({seed for task in summary.tasks for seed in task.seeds})
     end = "Every ticket was trained again from its rewound weights, and what is shown is the accuracy after that"
     if len(seeds) > 1:
@@ -167,8 +190,13 @@ def account(summary: Summary) -> str:
     return " ".join(sentences) + f" {end}."
 
 
-def _model(task: Task) -> str:
-    return f"{task.model} ({count(max(row.maskable for row in task.rows), 'maskable weight')}) on {task.data}"
+def _models(tasks: Sequence[Task]) -> str:
+    """Names and sizes of the models, grouped by data."""
+    by_data: dict[str, list[str]] = {}
+    for task in tasks:
+        size = count(max(row.maskable for row in task.rows), "maskable weight")
+        by_data.setdefault(task.data, []).append(f"{task.model} ({size})")
+    return listing(f"{listing(names)} on {data}" for data, names in by_data.items())
 
 
 def _work(task: Task) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
-from tombola.lab.experiment import CHECKPOINT_SECONDS, Event, OnEvent, Stopped, execute
+from tombola.lab.runs.experiment import CHECKPOINT_SECONDS, Event, OnEvent, Stopped, execute
 
 GRACE_SECONDS = 5.0  # after Ctrl-C, for the epochs at work to end and be saved
 

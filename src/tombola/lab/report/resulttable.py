@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tombola.lab.findings import count, percent, spread
-from tombola.lab.summary import CONTROLS, Row, Stat, Summary, Task, method_name
+from tombola.lab.report.findings import count, good, percent, spread
+from tombola.lab.report.summary import CONTROLS, Row, Stat, Summary, Task, method_name
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ def columns_of(summary: Summary) -> list[Column]:
         Column("round"),
         Column("density"),
         Column("test accuracy (seeds)"),
+        Column("≥ dense"),
         Column("epochs"),
         Column("epochs, every s₀"),
         *(Column(CONTROLS.get(control, control)) for control in _controls(summary)),
@@ -69,9 +70,9 @@ def rows_of(summary: Summary) -> list[TableRow]:
             cells = (
                 *head,
                 Cell(row.name, f"{place:04d} {row.name}", num=False, head=True),
-                *_cells(row, _controls(summary)),
+                *_cells(row, task, _controls(summary)),
             )
-            rows.append(TableRow(number, methods[method_name(row.method)], _good(row, task), cells))
+            rows.append(TableRow(number, methods[method_name(row.method)], good(row, task), cells))
     return rows
 
 
@@ -80,16 +81,13 @@ def _controls(summary: Summary) -> list[str]:
     return [control for control in CONTROLS if control in named] + sorted(named - set(CONTROLS))
 
 
-def _good(row: Row, task: Task) -> bool:
-    return not row.dense and task.dense is not None and row.accuracy.mean >= task.dense.accuracy.mean
-
-
-def _cells(row: Row, controls: list[str]) -> list[Cell]:
+def _cells(row: Row, task: Task, controls: list[str]) -> list[Cell]:
     kept = ", ".join(f"{kept:,}" for kept in row.kept)
     return [
         Cell("–", "") if row.dense else Cell(str(row.round), str(row.round)),
         Cell(percent(row.density.mean), _number(row.density), title=f"{kept} of {count(row.maskable, 'weight')}"),
         _accuracy(row.accuracy, seeds=row.seeds),
+        Cell("✓", "1", title="at least as accurate as the dense net, on average") if good(row, task) else Cell("", ""),
         Cell(f"{row.epochs.mean:,.6g}", _number(row.epochs)),
         Cell(f"{row.epochs_all.mean:,.6g}", _number(row.epochs_all)),
         *(_accuracy(row.controls.get(control)) for control in controls),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,10 +20,11 @@ from torch.optim import Optimizer
 from tombola.checks import check_arguments, check_gradients, check_parameters
 from tombola.describe import describe
 from tombola.hard import HardState
-from tombola.masks import Masks, check_same_layout, pack, unpack
+from tombola.masks import Masks, check_same_layout, pack
 from tombola.methods.protocol import HardMethod, Moment, SoftMethod
 from tombola.selection import Select, maskable
 from tombola.soft import SoftState
+from tombola.states import check_attachment, checked_outcome
 
 UNDECIDED = 4.0  # |β·s| below it: the soft mask is still between 0.018 and 0.982
 
@@ -76,6 +78,7 @@ class Attachment:
         select: Select | None,
         steps_per_epoch: int | None,
         seed: int,
+        state: Mapping[str, Any] | None = None,  # go on from it
     ) -> None:
         check_arguments(optimizer, method, steps, steps_per_epoch)
         self.method = method
@@ -96,12 +99,14 @@ class Attachment:
             method.temperature(self._moment())  # so that what is missing for it comes to light before anything changes
             generator = torch.Generator(next(iter(self.parameters.values())).device).manual_seed(seed)
             self._state = SoftState(self.parameters, optimizer, method, generator)
-            self._state.write(self._moment())
+            begin = partial(self._state.write, self._moment())
         else:
             masks = method.start(self.parameters)
             self.parameters = {name: self.parameters[name] for name in masks}
             check_parameters(self.parameters, optimizer, _live)
-            self._state = HardState(self.parameters, optimizer, masks)
+            self._state = HardState(self.parameters, optimizer)
+            begin = partial(self._state.hold, masks)
+        begin() if state is None else self.load_state_dict(state)
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -240,7 +245,8 @@ class Attachment:
         masks = self.masks
         soft.write_hard(masks)
         self._final_scores = {name: score.clone() for name, score in soft.scores.items()}
-        self._state = HardState(self.parameters, self.optimizer, masks)
+        self._state = HardState(self.parameters, self.optimizer)
+        self._state.hold(masks)
 
     # ---- saving and leaving
 
@@ -249,44 +255,32 @@ class Attachment:
         state: dict[str, Any] = {"method": describe(self.method), "step": self.step, "steps": self.steps}
         if isinstance(self._state, SoftState):
             return state | {"soft": self._state.state_dict()}
-        packed = {name: pack(mask) for name, mask in self._state.masks.items()}
+        masks = {name: pack(mask) for name, mask in self._state.masks.items()}
         shapes = {name: list(mask.shape) for name, mask in self._state.masks.items()}
-        return state | {"hard": {"masks": packed, "shapes": shapes, "scores": self.scores}}
+        return state | {"hard": {"masks": masks, "shapes": shapes, "scores": self.scores}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`. Load the model's and the optimiser's state too, before or after.
 
         Raises:
-            ValueError: the state is of another method, other settings, or other parameters.
+            ValueError: the state is of another method, other settings or other parameters, or damaged, or this
+                attachment is detached. Nothing has changed then.
         """
-        for key in ("method", "step", "steps"):
-            if key not in state:
-                raise ValueError(f"this is not the state of an attachment: it has no {key!r}")
-        mine = describe(self.method)
-        if state["method"] != mine:
-            raise ValueError(
-                f"the state was saved with {state['method']}, this attachment runs {mine}; attach the same"
-            )
-        if state["steps"] != self.steps:
-            raise ValueError(f"the state was saved with steps={state['steps']}, this attachment has steps={self.steps}")
+        if self._detached:
+            raise ValueError("this attachment is detached; call attach() again and load the state into the new one")
+        step = check_attachment(state, self.method, self.steps)
         if "soft" in state:
             if isinstance(self._state, HardState):
                 raise ValueError("the state is from before the mask hardened; load it into a fresh attachment")
-            check_same_layout(self._state.weights, state["soft"]["weights"])
-            check_same_layout(self._state.scores, state["soft"]["scores"])
-            self.step = state["step"]
+            self._state.check(state["soft"])
+            self.step = step
             self._state.load_state_dict(state["soft"], self._moment())
-        else:
-            hard = state["hard"]
-            masks = Masks({n: unpack(hard["masks"][n].cpu(), tuple(hard["shapes"][n])) for n in hard["masks"]})
-            check_same_layout(self.parameters, masks)
-            self.step = state["step"]
-            self._final_scores = {name: s.to(self.parameters[name].device) for name, s in hard["scores"].items()}
-            masks = Masks({name: mask.to(self.parameters[name].device) for name, mask in masks.items()})
-            if isinstance(self._state, HardState):
-                self._state.hold(masks)
-            else:
-                self._state = HardState(self.parameters, self.optimizer, masks)
+            return
+        masks, scores = checked_outcome(state["hard"], self.method, self.parameters)
+        self.step, self._final_scores = step, scores
+        if isinstance(self._state, SoftState):
+            self._state = HardState(self.parameters, self.optimizer)
+        self._state.hold(masks)
 
     def detach(self) -> None:
         """Leave a plain model with the weights of its ticket; hooks are gone. Calling it again changes nothing."""

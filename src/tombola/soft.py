@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from tombola.masks import Masks
 from tombola.methods.protocol import Moment, SoftMethod
+from tombola.states import check_generator, check_keys, check_optimizer, check_tensors
 
 # what a score's parameter group does not take over from its weight's
 _OWN = {"params", "weight_decay", "fused", "foreach"}
@@ -137,6 +138,14 @@ class SoftState:
             "generator": self._drawn_from,
         }
 
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError, naming what is wrong, unless :meth:`load_state_dict` can take ``state``."""
+        check_keys(state, ("weights", "scores", "score_optimizer", "generator"), "an attachment")
+        check_tensors("weights", state["weights"], self.weights)
+        check_tensors("scores", state["scores"], self.scores, infinite=True)
+        check_optimizer("score_optimizer", state["score_optimizer"], self.score_optimizer)
+        check_generator("generator", state["generator"], self.generator)
+
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any], moment: Moment) -> None:
         """The inverse of :meth:`state_dict`; also writes the effective weights of ``moment``."""
@@ -164,7 +173,13 @@ def _score_optimizer(slots: list[Slot], optimizer: Optimizer, method: SoftMethod
             by_group.append((group, scores))
             followed.append(index)
     if method.score_optimizer is not None:
-        return method.score_optimizer([{"params": scores} for _, scores in by_group]), []
+        own = method.score_optimizer([{"params": scores} for _, scores in by_group])
+        if not isinstance(own, Optimizer):
+            raise TypeError(
+                f"score_optimizer made {type(own).__name__}, not a torch optimiser; "
+                "pass for instance functools.partial(torch.optim.SGD, lr=0.1)"
+            )
+        return own, []
     accepted = inspect.signature(type(optimizer).__init__).parameters
     defaults = {key: value for key, value in optimizer.defaults.items() if key in accepted and key not in _OWN}
     if "fused" in accepted and not defaults.get("differentiable"):
@@ -175,7 +190,7 @@ def _score_optimizer(slots: list[Slot], optimizer: Optimizer, method: SoftMethod
     ]
     try:
         sibling = type(optimizer)(groups, **defaults)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # whatever the class of the user's optimiser makes of its arguments
         raise TypeError(
             f"cannot make a second {type(optimizer).__name__} for the scores ({error}); give the method its own, "
             "for instance score_optimizer=functools.partial(torch.optim.SGD, lr=0.1)"

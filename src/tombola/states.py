@@ -1,0 +1,154 @@
+"""What can be wrong with a saved state, each with its message. Everything is checked before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Adafactor, Optimizer
+
+from tombola.describe import describe
+from tombola.masks import Masks, unpack
+from tombola.methods.protocol import HardMethod, SoftMethod
+
+
+def check_attachment(state: Mapping[str, Any], method: HardMethod | SoftMethod, steps: int) -> int:
+    """Raise ValueError unless ``state`` is one of an attachment of this method over so many steps; return its step."""
+    check_keys(state, ("method", "step", "steps"), "an attachment")
+    mine = describe(method)
+    if state["method"] != mine:
+        raise ValueError(f"the state was saved with {state['method']}, this attachment runs {mine}; attach the same")
+    if state["steps"] != steps:
+        raise ValueError(f"the state was saved with steps={state['steps']}, this attachment has steps={steps}")
+    check_count("step", step := state["step"], least=0, most=steps)
+    if "soft" not in state and "hard" not in state:
+        raise ValueError("this is not the state of an attachment: it has neither 'soft' nor 'hard'")
+    hardens = method.harden_step(steps) if isinstance(method, SoftMethod) else 0
+    if ("hard" in state) != (hardens is not None and step >= hardens):
+        raise ValueError(f"the saved masks are not those of step {step}: the state is from after detach(), or damaged")
+    return int(step)
+
+
+def checked_outcome(
+    hard: object, method: HardMethod | SoftMethod, parameters: Mapping[str, Parameter]
+) -> tuple[Masks, dict[str, Tensor]]:
+    """Hard masks, and the scores they come from if any, out of an attachment's state, on the parameters' devices."""
+    check_keys(hard, ("masks", "shapes", "scores"), "an attachment")
+    assert isinstance(hard, Mapping)
+    masks = checked_masks(hard["masks"], parameters, hard["shapes"])
+    if not isinstance(method, SoftMethod):
+        return masks, {}
+    check_tensors(
+        "scores", hard["scores"], {n: method.scores(p.detach()) for n, p in parameters.items()}, infinite=True
+    )
+    return masks, {name: score.to(parameters[name].device) for name, score in hard["scores"].items()}
+
+
+def check_keys(state: object, keys: Iterable[str], what: str) -> None:
+    """Raise ValueError unless ``state`` is a mapping that has all ``keys``."""
+    if not isinstance(state, Mapping):
+        raise ValueError(f"this is not the state of {what}: it is {type(state).__name__}, not a mapping")
+    for key in keys:
+        if key not in state:
+            raise ValueError(f"this is not the state of {what}: it has no {key!r}")
+
+
+def check_count(name: str, value: object, *, least: int, most: int | None = None) -> None:
+    """Raise ValueError unless ``value`` is a whole number from ``least`` to ``most``."""
+    if type(value) is not int or value < least or (most is not None and value > most):
+        span = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"the saved {name} must be a whole number {span}, not {value!r}")
+
+
+def check_tensors(part: str, saved: object, mine: Mapping[str, Tensor], *, infinite: bool = False) -> None:
+    """Raise ValueError unless ``saved`` has the names, shapes and types of ``mine`` and holds finite values.
+
+    With ``infinite``, −∞ is let through: the score of a weight that is gone for good.
+    """
+    if not isinstance(saved, Mapping):
+        raise ValueError(f"the saved {part!r} are {type(saved).__name__}, not a mapping of names to tensors")
+    for name in [*mine, *saved]:
+        if name not in saved or name not in mine:
+            owner = "the state" if name in saved else "this model"
+            raise ValueError(f"the saved {part!r} are of other parameters: only {owner} has {name!r}")
+        tensor = saved[name]
+        if (found := _kind(tensor)) != (wanted := _kind(mine[name])):
+            raise ValueError(f"the saved {part!r} are of another model: {name!r} is {found}, here {wanted}")
+        if not (bool((tensor < torch.inf).all()) if infinite else finite(tensor)):
+            raise ValueError(f"the saved {part!r} hold NaN or infinite values at {name!r}; go on from an earlier state")
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether a tensor of any type holds neither NaN nor an infinity."""
+    return bool(tensor.isfinite().all())
+
+
+def _kind(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    layout = "" if value.layout is torch.strided else f"{value.layout} "
+    return f"{layout}{value.dtype} of shape {tuple(value.shape)}"
+
+
+def checked_masks(packed: object, mine: Mapping[str, Tensor], shapes: object = None) -> Masks:
+    """Masks from their packed bits, for exactly the layers of ``mine``, on the devices of these.
+
+    Raises:
+        ValueError: other layers or shapes, or bits that do not fill them.
+    """
+    if not isinstance(packed, Mapping) or list(packed) != list(mine):
+        names = ", ".join(map(str, packed)) if isinstance(packed, Mapping) else type(packed).__name__
+        raise ValueError(f"the saved 'masks' are of other parameters: {names} instead of {', '.join(mine)}")
+    masks = {}
+    for name, bits in packed.items():
+        shape = list(mine[name].shape)
+        saved = shapes.get(name) if isinstance(shapes, Mapping) else None
+        if shapes is not None and saved != shape:
+            saved = tuple(saved) if isinstance(saved, list) else saved
+            raise ValueError(
+                f"the saved mask of {name!r} is of another model: its shape is {saved}, here {tuple(shape)}"
+            )
+        if not isinstance(bits, Tensor):
+            raise ValueError(f"the saved mask of {name!r} is {type(bits).__name__}, not a tensor of packed bits")
+        try:
+            masks[name] = unpack(bits.cpu(), tuple(shape)).to(mine[name].device)
+        except ValueError as error:
+            raise ValueError(f"the saved mask of {name!r} is damaged or of another model: {error}") from None
+    return Masks(masks)
+
+
+def check_optimizer(part: str, saved: Any, optimizer: Optimizer) -> None:
+    """Raise ValueError unless ``saved`` fits ``optimizer``: its groups, and entries of its parameters' shapes."""
+    try:
+        sizes = [len(group["params"]) for group in saved["param_groups"]]
+        indices = [index for group in saved["param_groups"] for index in group["params"]]
+        entries = {index: dict(saved["state"].get(index, {})) for index in indices}
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise ValueError(f"the saved {part!r} is not the state of an optimiser: {error!r}") from None
+    mine = [len(group["params"]) for group in optimizer.param_groups]
+    if sizes != mine or len(entries) != sum(mine):
+        raise ValueError(f"the saved {part!r} has groups of {sizes} parameters, here they are of {mine}")
+    # torch's own optimisers keep entries of the parameter's shape, and fused ones would not look before they read
+    strict = type(optimizer).__module__.startswith("torch.") and not isinstance(optimizer, Adafactor)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for parameter, entry in zip(parameters, entries.values(), strict=True):
+        for key, value in entry.items():
+            if not isinstance(value, Tensor):
+                continue
+            if strict and value.ndim and value.shape != parameter.shape:
+                shapes = f"{tuple(value.shape)}, its parameter {tuple(parameter.shape)}"
+                raise ValueError(f"the saved {part!r} is of another model: {key!r} has shape {shapes}")
+            if not finite(value):
+                raise ValueError(f"the saved {part!r} holds NaN or infinite values in {key!r}; take an earlier state")
+
+
+def check_generator(part: str, saved: object, generator: torch.Generator) -> None:
+    """Raise ValueError unless ``saved`` is a state of a generator like this one."""
+    try:
+        torch.Generator(generator.device).set_state(saved.cpu())  # type: ignore[attr-defined]
+    except (AttributeError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the saved {part!r} is not the state of a {generator.device} generator: {reason}") from None

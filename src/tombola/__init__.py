@@ -1,6 +1,8 @@
 """tombola: winning tickets, supermasks and sparse training for any PyTorch model and training loop."""
 
+from tombola import flops
 from tombola.attach import Attachment, attach
+from tombola.budgets import erdos_renyi, erk, global_, uniform
 from tombola.masks import Masks
 from tombola.methods.continuous import ContinuousSparsification
 from tombola.methods.fixed import Fixed
@@ -23,5 +25,10 @@ __all__ = [
     "Ticket",
     "TicketSearch",
     "attach",
+    "erdos_renyi",
+    "erk",
+    "flops",
+    "global_",
     "maskable",
+    "uniform",
 ]

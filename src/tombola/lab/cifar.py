@@ -57,19 +57,24 @@ def read_batch(path: Path, *, images: int = IMAGES) -> tuple[Tensor, Tensor]:
     except LabError:
         raise
     except Exception as error:  # a damaged pickle fails in as many ways as there are opcodes
-        raise LabError(f"{path}: not a batch of CIFAR-10, or damaged ({error}); {mend}") from error
+        raise LabError(f"{path}: not a batch of CIFAR-10, or damaged ({_shown(error)}); {mend}") from None
     if not isinstance(content, dict) or not {b"data", b"labels"} <= content.keys():
         raise LabError(f"{path}: has no b'data' and b'labels' (CIFAR-100 is another format); {mend}")
     data, labels = content[b"data"], content[b"labels"]
     if not isinstance(data, _Array) or data.shape != (images, _PIXELS) or len(data.content) != images * _PIXELS:
-        raise LabError(f"{path}: b'data' is {getattr(data, 'shape', type(data).__name__)}, not a uint8 array of shape {(images, _PIXELS)}; {mend}")
+        raise LabError(f"{path}: b'data' is no uint8 array of shape {(images, _PIXELS)}; {mend}")
     if not isinstance(labels, list) or len(labels) != images:
-        found = len(labels) if isinstance(labels, list) else type(labels).__name__
-        raise LabError(f"{path}: b'labels' is {found}, not a list of {images} labels; {mend}")
+        raise LabError(f"{path}: b'labels' is no list of {images} labels; {mend}")
     if not all(type(label) is int and 0 <= label <= 9 for label in labels):
         raise LabError(f"{path}: a label is not a whole number from 0 to 9; {mend}")
     pixels = np.frombuffer(data.content, dtype=np.uint8).reshape(images, 3, 32, 32).copy()
     return torch.from_numpy(pixels), torch.tensor(labels)
+
+
+def _shown(error: Exception) -> str:
+    """The message in one short line: a damaged file can put anything into it."""
+    text = str(error).encode("ascii", "backslashreplace").decode()
+    return (" ".join(text.split()) or type(error).__name__)[:120]
 
 
 class _Type:

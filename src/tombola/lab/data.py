@@ -75,6 +75,9 @@ class Data:
             problem = _problem(x, y, self.classes)
             if problem:
                 raise LabError(f"data {self.name!r}, {part} set: {problem}")
+        if self.train_x.shape[1:] != self.test_x.shape[1:]:
+            shapes = f"{tuple(self.train_x.shape[1:])} to train, {tuple(self.test_x.shape[1:])} to test"
+            raise LabError(f"data {self.name!r}: examples have shape {shapes}; give both the same")
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -260,8 +263,9 @@ def _users(name: str, data_dir: Path | None) -> Dataset:
     if isinstance(made, tuple) and len(made) == 4 and all(isinstance(part, Tensor) for part in made):
         labels = [y for y in made[1::2] if y.numel() and not y.is_floating_point()]
         return Data(*made, classes=max((int(y.max()) + 1 for y in labels), default=1), name=name)
+    found = f"({', '.join(type(part).__name__ for part in made)})" if isinstance(made, tuple) else type(made).__name__
     raise LabError(
-        f"data {name!r}: the function returned {type(made).__name__}, not tombola.lab.data.Data, Loaders, "
+        f"data {name!r}: the function returned {found}, not tombola.lab.data.Data, Loaders, "
         "or the four tensors (train_x, train_y, test_x, test_y)"
     )
 

@@ -30,12 +30,13 @@ def resolve(name: str, what: str) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         where = "in this folder or installed" if error.name == module_name else f"and {module_name} imports it"
         raise LabError(f"{what} {name!r}: there is no module {error.name!r} {where}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may leave as soon as it is imported
         raise LabError(f"{what} {name!r}: importing {module_name} failed: {type(error).__name__}: {error}") from error
     function = getattr(module, attribute, None)
     if not callable(function):
-        problem = "has no" if function is None else "holds no function"
-        raise LabError(f"{what} {name!r}: module {module_name} {problem} {attribute!r}")
+        problem = f"no function {attribute!r}" if function is None else f"{attribute!r}, but that is no function"
+        where = getattr(module, "__file__", None) or "built into Python"
+        raise LabError(f"{what} {name!r}: module {module_name} ({where}) has {problem}")
     return function  # type: ignore[no-any-return]
 
 

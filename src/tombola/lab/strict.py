@@ -23,7 +23,11 @@ _SCALARS = {float: "a number", int: "a whole number", str: "a text", bool: "true
 
 
 class _Mismatch(Exception):
-    """A value that does not fit."""
+    """A value that does not fit; ``key`` says where it stands."""
+
+    def __init__(self, message: str, *, key: str = "") -> None:
+        super().__init__(message)
+        self.key = key
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,8 @@ class Codec:
             try:
                 return self._decode(plain, hint, key)
             except _Mismatch as mismatch:
+                if mismatch.key != key and mismatch.key.startswith(key):
+                    raise  # the value is of this kind, and what is wrong lies inside it
                 complaints.append(str(mismatch))
         wanted = dict.fromkeys(complaint.rpartition("must be ")[2] for complaint in complaints)
         raise _wrong(key, plain, " or ".join(wanted))
@@ -180,7 +186,7 @@ def _wrong(key: str, plain: Plain, wanted: str) -> _Mismatch:
     kinds: dict[type, str] = {dict: "an object", list: "a list"}
     shown = kinds.get(type(plain)) or json.dumps(plain, default=repr)
     shown = shown if len(shown) <= 60 else shown[:59] + "…"
-    return _Mismatch(f"{key or 'the content'} is {shown}, but must be {wanted}")
+    return _Mismatch(f"{key or 'the content'} is {shown}, but must be {wanted}", key=key)
 
 
 def _choice(options: typing.Iterable[object]) -> str:

@@ -20,9 +20,11 @@ _HEAD = len(_MAGIC) + _DIGEST + 1
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Save ``state`` (tensors, numbers, strings, lists, dicts) behind a magic line and a SHA-256 of what follows."""
     buffer = io.BytesIO()
+    buffer.write(_MAGIC + b"0" * _DIGEST + b"\n")
     torch.save(state, buffer)
-    payload = buffer.getvalue()
-    write_atomically(path, _MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
+    content = buffer.getbuffer()  # no copy: a checkpoint may be large
+    content[len(_MAGIC) : _HEAD - 1] = hashlib.sha256(content[_HEAD:]).hexdigest().encode()
+    write_atomically(path, content)
 
 
 def read_checkpoint(path: Path, *, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -37,7 +39,7 @@ def read_checkpoint(path: Path, *, device: torch.device | str = "cpu") -> dict[s
         raise LabError(f"{path}: cannot be read: {error.strerror}") from error
     if not content.startswith(_MAGIC):
         raise LabError(f"{path}: not a tombola checkpoint; delete it to go on without it")
-    digest, payload = content[len(_MAGIC) : _HEAD - 1], content[_HEAD:]
+    digest, payload = content[len(_MAGIC) : _HEAD - 1], memoryview(content)[_HEAD:]
     if hashlib.sha256(payload).hexdigest().encode() != digest:
         raise LabError(f"{path}: the checkpoint is damaged (its SHA-256 differs); delete it to go on without it")
     try:

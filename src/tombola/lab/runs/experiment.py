@@ -35,7 +35,7 @@ from tombola.ticket import Ticket, model_tensors
 Event: TypeAlias = dict[str, Any]
 OnEvent: TypeAlias = Callable[[str, Event], None]
 
-CHECKPOINT_SECONDS = 10.0
+CHECKPOINT_SHARE = 0.02
 
 
 class Stopped(Exception):
@@ -50,7 +50,7 @@ def execute(
     threads: int | None = None,
     data_dir: Path | None = None,
     on_event: OnEvent = lambda run, event: None,
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    checkpoint_share: float = CHECKPOINT_SHARE,
     stop: Callable[[], bool] = lambda: False,
 ) -> Path:
     """Run ``config`` to its end, from where it stands, in its folder below ``out``.
@@ -62,7 +62,8 @@ def execute(
         threads: of PyTorch, while this runs; None leaves them alone. Numbers may depend on it in the last bits.
         data_dir: where data sets that are files lie.
         on_event: told how it goes: ``on_event(name of the run's folder, event)``.
-        checkpoint_seconds: time between checkpoints, which are made at the ends of epochs.
+        checkpoint_share: of the time that may go into checkpoints, which are made at the ends of epochs: small runs
+            save every second or so, large ones more rarely. ``math.inf``: at the end of each epoch.
         stop: asked after each epoch; True saves and raises ``Stopped``.
 
     Returns:
@@ -81,7 +82,7 @@ def execute(
         if not folder.finished:
             saved = folder.resume(warn=lambda text: emit({"event": "warning", "text": text}), device=device)
             data = load(config.data, data_dir=data_dir, device=device)
-            _Run(config, folder, data, torch.device(device), emit, checkpoint_seconds, stop).go(saved)
+            _Run(config, folder, data, torch.device(device), emit, checkpoint_share, stop).go(saved)
             folder.finish()
         emit({"event": "done"})
         return folder.path
@@ -97,22 +98,23 @@ class _Run:
         data: Dataset,
         device: torch.device,
         emit: Callable[[Event], None],
-        checkpoint_seconds: float,
+        checkpoint_share: float,
         stop: Callable[[], bool],
     ) -> None:
         self.config, self.folder, self.data, self.device = config, folder, data, device
-        self.emit, self.checkpoint_seconds, self.stop = emit, checkpoint_seconds, stop
+        self.emit, self.checkpoint_share, self.stop = emit, checkpoint_share, stop
         self.steps = data.steps(config.batch_size)
         self.stages = plan(config)
         self.position = 0  # of the stage at work
         self.last: dict[str, Any] = {}  # the newest epoch record of this stage
         self.searched: dict[str, dict[str, Any]] = {}  # round -> the last epoch record of its search
-        self.saved_at = time.monotonic()
+        self.saved_at, self.save_seconds = time.monotonic(), 0.0  # when the last checkpoint was done, what it took
 
     def go(self, saved: dict[str, Any] | None) -> None:
         """Do all stages, or those that are left."""
         if saved is not None:
-            self.position, self.searched = saved["stage"], saved["searched"]
+            with self._restoring(saved):
+                self.position, self.searched = saved["stage"], saved["searched"]
         if self.stages[self.position].phase == "search":
             self._search(saved)
             saved = None
@@ -147,11 +149,13 @@ class _Run:
             about={"data": config.data, "model": config.model, "run": self.folder.name},
         )
         if saved is not None:
-            search.load_state_dict(saved["extra"]["search"])
+            with self._restoring(saved):
+                search.load_state_dict(saved["extra"]["search"])
         for round_ in search:
             stage = self.stages[self.position]
             optimizer = self._optimizer(model)
-            run = round_.attach(optimizer, steps=config.epochs * self.steps)
+            with self._restoring(saved):
+                run = round_.attach(optimizer, steps=config.epochs * self.steps)
             trained = run.masks if config.free_retraining and round_.index > 1 else None
             self._train(stage, model, optimizer, run, saved, lambda: {"search": search.state_dict()})
             saved = None
@@ -203,11 +207,12 @@ class _Run:
         config, times, done = self.config, getattr(self.config.method, "times", 1), 0
         self.last = {}
         if saved is not None:
-            if run is not None and "attachment" in saved["extra"]:
-                run.load_state_dict(saved["extra"]["attachment"])
-            model.load_state_dict(saved["model"])
-            optimizer.load_state_dict(saved["optimizer"])
-            done, self.last = saved["epoch"], saved["last"]
+            with self._restoring(saved):
+                if run is not None and "attachment" in saved["extra"]:
+                    run.load_state_dict(saved["extra"]["attachment"])
+                model.load_state_dict(saved["model"])
+                optimizer.load_state_dict(saved["optimizer"])
+                done, self.last = saved["epoch"], saved["last"]
         epochs = config.epochs * times
         purpose = (stage.phase, stage.round, stage.label or "")
 
@@ -216,7 +221,7 @@ class _Run:
                 self._measure(stage, model, run, epoch)
             done = stage.epochs_before + epoch.number
             self.emit({"event": "epoch", "done": done, "text": epoch_text(stage, epoch, self.last)})
-            due = time.monotonic() - self.saved_at >= self.checkpoint_seconds
+            due = time.monotonic() - self.saved_at >= self.save_seconds / self.checkpoint_share
             stopping = self.stop()
             if due or stopping:
                 self._save(epoch.number, model, optimizer, extra())
@@ -247,6 +252,7 @@ class _Run:
         self.folder.record(self.last)
 
     def _save(self, epoch: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, Any]) -> None:
+        began = time.monotonic()
         self.folder.save(
             {
                 "stage": self.position,
@@ -259,6 +265,21 @@ class _Run:
             }
         )
         self.saved_at = time.monotonic()
+        self.save_seconds = self.saved_at - began
+
+    @contextmanager
+    def _restoring(self, saved: dict[str, Any] | None) -> Iterator[None]:
+        """Inside it, what goes wrong does so because ``saved``, if there is one, is of another model or other data."""
+        try:
+            yield
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            if saved is None:
+                raise
+            reason = " ".join(str(error).split())[:300]
+            raise LabError(
+                f"{self.folder.path}: its checkpoint does not fit the model and the data as they are now ({reason}); "
+                "bring these back, or delete the folder to start this run over"
+            ) from error
 
     # ---- what comes out
 

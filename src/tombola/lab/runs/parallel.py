@@ -24,7 +24,7 @@ from typing import Any
 
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
-from tombola.lab.runs.experiment import CHECKPOINT_SECONDS, Event, OnEvent, Stopped, execute
+from tombola.lab.runs.experiment import CHECKPOINT_SHARE, Event, OnEvent, Stopped, execute
 
 GRACE_SECONDS = 5.0  # after Ctrl-C, for the epochs at work to end and be saved
 
@@ -38,7 +38,7 @@ def run_many(
     device: str = "cpu",
     data_dir: Path | None = None,
     on_event: OnEvent = lambda run, event: None,
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    checkpoint_share: float = CHECKPOINT_SHARE,
 ) -> list[Path]:
     """Execute all runs, ``jobs`` at a time, the longest first; those that are finished already are only looked at.
 
@@ -50,7 +50,7 @@ def run_many(
         device: where to compute.
         data_dir: where data sets that are files lie.
         on_event: called in this process, with the name of the run's folder and the event.
-        checkpoint_seconds: time between checkpoints of a run.
+        checkpoint_share: of the time that may go into checkpoints, as for :func:`execute`.
 
     Returns:
         The runs' folders, in the order of ``configs``.
@@ -63,7 +63,7 @@ def run_many(
         raise LabError(f"jobs and threads must be 1 or more, not {jobs} and {threads}")
     runs = {config.folder_name: config for config in configs}
     options = {"out": out, "threads": threads, "device": device, "data_dir": data_dir}
-    crew = _Crew(runs, {**options, "checkpoint_seconds": checkpoint_seconds}, on_event)
+    crew = _Crew(runs, {**options, "checkpoint_share": checkpoint_share}, on_event)
     try:
         crew.work(min(jobs, len(runs)))
     except KeyboardInterrupt:

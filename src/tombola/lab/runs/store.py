@@ -62,6 +62,8 @@ class RunFolder:
             for leftover in (*self.path.glob(".*.part"), *self.tickets.glob(".*.part")):
                 leftover.unlink()
             self.finished = self._is_finished()
+            if self.finished:
+                self._delete_checkpoints()
         except BaseException:
             self._lock.close()
             raise
@@ -104,10 +106,6 @@ class RunFolder:
         self._digest.update(line)
         self._length += len(line)
 
-    def records(self) -> list[dict[str, Any]]:
-        """All records of metrics.jsonl so far."""
-        return read_metrics(self.path / "metrics.jsonl")
-
     # ---- checkpoints
 
     def save(self, state: dict[str, Any]) -> None:
@@ -119,8 +117,7 @@ class RunFolder:
         write_checkpoint(
             self._checkpoint(self._number), {"config": self.config.content_hash, "metrics": place, **state}
         )
-        for number in self._checkpoints()[:-2]:
-            self._checkpoint(number).unlink()
+        self._delete_checkpoints(but=2)
 
     def resume(self, *, warn: Callable[[str], None], device: torch.device | str = "cpu") -> dict[str, Any] | None:
         """The newest checkpoint that is intact, or None to start from the beginning; metrics are cut back to it.
@@ -155,8 +152,7 @@ class RunFolder:
         done = {"metrics_sha256": self._digest.hexdigest()}
         write_atomically(self.path / "done.json", json.dumps(done).encode() + b"\n")
         self.finished = True
-        for number in self._checkpoints():
-            self._checkpoint(number).unlink()
+        self._delete_checkpoints()
 
     # ---- inside
 
@@ -166,6 +162,12 @@ class RunFolder:
     def _checkpoints(self) -> list[int]:
         found = (re.fullmatch(r"checkpoint-(\d+)\.pt", path.name) for path in self.path.iterdir())
         return sorted(int(match[1]) for match in found if match)
+
+    def _delete_checkpoints(self, *, but: int = 0) -> None:
+        """Delete all checkpoints ``but`` the newest ones."""
+        numbers = self._checkpoints()
+        for number in numbers[: len(numbers) - but]:
+            self._checkpoint(number).unlink()
 
     def _read(self, number: int, device: torch.device | str) -> dict[str, Any]:
         path = self._checkpoint(number)
@@ -189,10 +191,14 @@ class RunFolder:
         text = self.config.to_json()
         if not path.exists():
             write_atomically(path, text.encode())
-        elif RunConfig.read(path) != RunConfig.from_json(text):
-            raise LabError(
-                f"{path}: this folder holds another run than its name says; delete it or choose another --out"
-            )
+            return
+        mend = "delete the folder, or choose another with --out"
+        try:
+            found = RunConfig.read(path)
+        except LabError as error:
+            raise LabError(f"{error}; {mend}") from None
+        if found != RunConfig.from_json(text):
+            raise LabError(f"{path}: this folder holds another run than its name says; {mend}")
 
     def _is_finished(self) -> bool:
         path, metrics = self.path / "done.json", self.path / "metrics.jsonl"
@@ -234,7 +240,7 @@ def _locked(path: Path, patience: float) -> IO[str]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
-        except OSError:
+        except BlockingIOError:
             if time.monotonic() < deadline:
                 time.sleep(0.05)
                 continue
@@ -242,6 +248,9 @@ def _locked(path: Path, patience: float) -> IO[str]:
             holder = file.read().strip() or "another process"
             file.close()
             raise LabError(f"{path.parent}: {holder} is working on this run; wait for it or stop it") from None
+        except OSError as error:  # some network file systems know no locks
+            file.close()
+            raise LabError(f"{path}: cannot be locked: {error.strerror}; choose another folder with --out") from error
     file.seek(0)
     file.truncate()
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")

@@ -20,6 +20,8 @@ def check_arguments(optimizer: Optimizer, method: object, steps: int, steps_per_
     """Raise TypeError or ValueError for what cannot be attached."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"attach: the second argument must be a torch optimiser, not {type(optimizer).__name__}")
+    if isinstance(method, type):
+        raise TypeError(f"attach: {method.__name__} is a class; pass a method, {method.__name__}()")
     if isinstance(optimizer, LBFGS):
         raise TypeError(
             "attach: LBFGS steps with a closure, which no sparse method can follow; use SGD, Adam, AdamW, …"

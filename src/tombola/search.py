@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,43 +14,14 @@ from torch.optim import Optimizer
 import tombola
 from tombola.attach import Attachment
 from tombola.describe import describe
-from tombola.masks import Masks, pack, unpack
+from tombola.masks import Masks, pack
 from tombola.methods.fixed import Fixed
-from tombola.methods.protocol import SoftMethod
+from tombola.methods.protocol import PruningMethod, RoundMethod, SearchMethod
 from tombola.selection import Select, maskable, unwrapped
+from tombola.states import check_count, check_keys, check_plain, check_tensors, checked_masks
 from tombola.ticket import Ticket, model_tensors
 
 TRUSTED_UNDECIDED = 0.2  # a soft mask with more undecided scores is not yet the mask that it will be
-
-
-@runtime_checkable
-class PruningMethod(Protocol):
-    """A method that trains under fixed masks and prunes between rounds: IMP."""
-
-    @property
-    def rewind(self) -> bool:
-        """Whether weights go back to the rewind point between rounds."""
-
-    def prune(self, weights: Mapping[str, Tensor], masks: Masks) -> Masks:
-        """The masks after a round."""
-
-
-@runtime_checkable
-class RoundMethod(SoftMethod, Protocol):
-    """A method with scores that goes through rounds: Continuous and Stochastic Sparsification."""
-
-    @property
-    def rewind(self) -> bool:
-        """Whether weights go back to the rewind point between rounds."""
-
-    def in_round(self, index: int) -> RoundMethod:
-        """The method as it is in round ``index``, from 1."""
-
-    def next_scores(self, score: Tensor, first: Tensor) -> Tensor:
-        """Scores to begin the next round with."""
-
-
-SearchMethod: TypeAlias = PruningMethod | RoundMethod
 
 
 class TicketSearch:
@@ -93,11 +64,18 @@ class TicketSearch:
         seed: int = 0,
         about: Mapping[str, Any] | None = None,
     ) -> None:
+        if isinstance(method, type):
+            raise TypeError(f"TicketSearch: {method.__name__} is a class; pass a method, {method.__name__}()")
         if not isinstance(method, (PruningMethod, RoundMethod)):
             raise TypeError(f"TicketSearch: {method!r} has no rounds; use IMP, ContinuousSparsification, …")
-        for name, value, least in (("rounds", rounds, 1), ("rewind_step", rewind_step, 0)):
+        for name, value, least in (
+            ("rounds", rounds, 1),
+            ("rewind_step", rewind_step, 0),
+            ("steps_per_epoch", 1 if steps_per_epoch is None else steps_per_epoch, 1),
+        ):
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"TicketSearch: {name} must be a whole number, at least {least}, not {value!r}")
+        check_plain("about", about)
         self.model = model
         self.method = method
         self.rounds = rounds
@@ -110,6 +88,8 @@ class TicketSearch:
         self._steps_before = 0  # of rounds that are over
         self._index = 1
         self._masks = Masks({n: torch.ones_like(p, dtype=torch.bool) for n, p in parameters.items()})
+        if isinstance(method, PruningMethod):
+            method.check(self._masks)
         self._scores: dict[str, Tensor] | None = None
         self._begin = _copies(model_tensors(model))  # the model at the beginning of this round
         self._start = self._begin if rewind_step == 0 else None  # and at the rewind point, once it is reached
@@ -133,8 +113,13 @@ class TicketSearch:
         return self.steps_spent / self.steps_per_epoch
 
     def __iter__(self) -> Iterator[Round]:
-        """The rounds that are left, beginning with one that was interrupted."""
+        """The rounds that are left. One that was left in its middle begins anew, or, after :meth:`load_state_dict`,
+        goes on."""
         while self._index <= self.rounds:
+            if self._current is not None and self._current.run is not None:
+                self._current.run.detach()
+            if self._index == 1 and self.rewind_step > 0 and self._resumed is None:
+                self._start = None  # that of a first round which was given up, say
             self._write(self._begin)
             self._current = Round(self, self._index)
             yield self._current
@@ -154,13 +139,11 @@ class TicketSearch:
         method = self.method.in_round(self._index) if isinstance(self.method, RoundMethod) else Fixed(self._masks)
         run = Attachment(
             self.model, optimizer, method, steps=steps, select=list(self._masks),
-            steps_per_epoch=self.steps_per_epoch, seed=self.seed + self._index - 1,
+            steps_per_epoch=self.steps_per_epoch, seed=self.seed + self._index - 1, state=self._resumed,
         )  # fmt: skip
-        if self._scores is not None:
+        if self._scores is not None and self._resumed is None:
             run.set_scores(self._scores)
-        if self._resumed is not None:
-            run.load_state_dict(self._resumed)
-            self._resumed = None
+        self._resumed = None
         if self._start is None:
             run.on_step(self._remember)
         return run
@@ -182,7 +165,7 @@ class TicketSearch:
             "method": describe(self.method), "round": self._index, "rounds": self.rounds, "seed": self.seed,
             "rewind_step": self.rewind_step, "steps": run.step, "steps_spent": self.steps_spent,
             "undecided": found["undecided"], "density": masks.density,
-            "layers": {n: masks.counts()[n] / max(masks[n].numel(), 1) for n in masks},
+            "layers": {name: kept / max(masks[name].numel(), 1) for name, kept in masks.counts().items()},
             "model": type(unwrapped(self.model)).__name__, "versions": _versions(), **self.about,
         }  # fmt: skip
         ticket = Ticket(masks, self._start, provenance)
@@ -200,7 +183,7 @@ class TicketSearch:
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain data. Inside a round it holds the state of the round's attachment too; save the model's
         and the optimiser's state beside it."""
-        run = self._current.run if self._current is not None else None
+        run = self._current.run if self._current is not None and not self._current.over else None
         return {
             "method": describe(self.method), "rounds": self.rounds, "rewind_step": self.rewind_step, "seed": self.seed,
             "index": self._index, "steps_before": self._steps_before,
@@ -214,22 +197,30 @@ class TicketSearch:
         attachment. Load the model's and the optimiser's own state after that ``attach``.
 
         Raises:
-            ValueError: the state is of another search or another model.
+            ValueError: the state is of another search or another model, or damaged. Nothing has changed then.
         """
+        check_keys(state, self.state_dict(), "a ticket search")
         for key in ("method", "rounds", "rewind_step", "seed"):
             mine = describe(getattr(self, key))
-            if state.get(key) != mine:
-                raise ValueError(
-                    f"the saved search has {key}={state.get(key)!r}, this one {mine!r}; make the same search"
-                )
-        if list(state["masks"]) != list(self._masks) or state["begin"].keys() != self._begin.keys():
-            raise ValueError("the saved search is of a model with other parameters")
-        shapes = {name: tuple(mask.shape) for name, mask in self._masks.items()}
-        devices = {name: mask.device for name, mask in self._masks.items()}
-        self._masks = Masks({n: unpack(m.cpu(), shapes[n]).to(devices[n]) for n, m in state["masks"].items()})
-        self._scores, self._begin, self._start = state["scores"], state["begin"], state["start"]
+            if state[key] != mine:
+                raise ValueError(f"the saved search has {key}={state[key]!r}, this one {mine!r}; make the same search")
+        check_count("index", state["index"], least=1, most=self.rounds + 1)
+        check_count("steps_before", state["steps_before"], least=0)
+        masks = checked_masks(state["masks"], self._masks)
+        first = state["index"] == 1
+        parts = {"begin": self._begin}
+        if state["start"] is not None or not first or self.rewind_step == 0:
+            parts["start"] = self._begin
+        rounds_scores = self.method.scores if isinstance(self.method, RoundMethod) else None
+        if state["scores"] is not None or (rounds_scores and not first):
+            parts["scores"] = {n: rounds_scores(self._begin[n]) for n in self._masks} if rounds_scores else {}
+        for part, mine in parts.items():
+            check_tensors(part, state[part], mine, infinite=part == "scores")
+        if state["run"] is not None:
+            check_keys(state["run"], ("method", "step", "steps"), "an attachment")
+        self._masks, self._begin, self._start = masks, dict(state["begin"]), state["start"]
+        self._scores, self._resumed = state["scores"], state["run"]
         self._index, self._steps_before = state["index"], state["steps_before"]
-        self._resumed = state["run"]
         self._current = None
 
 
@@ -243,21 +234,26 @@ class Round:
         self._ticket: Ticket | None = None
 
     @property
+    def over(self) -> bool:
+        """Whether its ticket has been asked for."""
+        return self._ticket is not None
+
+    @property
     def steps_done(self) -> int:
         """Optimiser steps of this round that are not yet in the count of rounds that are over."""
-        return self.run.step if self.run is not None and self._ticket is None else 0
+        return self.run.step if self.run is not None and not self.over else 0
 
     def attach(self, optimizer: Optimizer, *, steps: int) -> Attachment:
         """Like :func:`tombola.attach` with the search's model and method, as this round has them.
 
         Raises:
-            RuntimeError: the round is over.
+            RuntimeError: the round is over, or has its attachment already.
             ValueError: as ``tombola.attach``, or the rewind point lies behind ``steps``.
         """
-        if self._ticket is not None:
+        if self.over:
             raise RuntimeError(f"round {self.index} is over; go on to the next one")
         if self.run is not None:
-            self.run.detach()
+            raise RuntimeError(f"round {self.index} is attached already; to begin it anew iterate over the search anew")
         self.run = self._search._attach(optimizer, steps)
         return self.run
 

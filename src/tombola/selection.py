@@ -19,7 +19,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """The user's own module inside ``torch.compile``, DataParallel and DistributedDataParallel.
 
     Its parameter names are the plain ones, so masks and tickets fit with and without a wrapper.
+
+    Raises:
+        TypeError: it is no module at all.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
     while True:
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
@@ -70,7 +75,8 @@ def maskable(model: nn.Module, select: Select | None = None) -> Maskable:
         else:
             found.others[name] = reason
     if missing := [name for name in names or () if name not in found]:
-        raise ValueError(f"select: the model has no parameter {missing[0]!r}; it has {', '.join(found.others)}")
+        has = ", ".join([*found, *found.others])
+        raise ValueError(f"select: the model has no parameter {missing[0]!r}; it has {has}")
     if not found:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in found.others.items()) or "it has no parameters"
         raise ValueError(f"nothing to mask in {type(model).__name__} ({reasons}); choose parameters with select=…")
@@ -88,9 +94,9 @@ def _understood(
         return None, None, None
     if isinstance(select, type):
         return None, None, (select,)
-    if callable(select):
+    if callable(select) and not isinstance(select, nn.Module):
         return None, select, None
-    entries = [select] if isinstance(select, str) else list(select)
+    entries: list[object] = [select] if isinstance(select, str) or not isinstance(select, Iterable) else list(select)
     if all(isinstance(entry, str) for entry in entries):
         return entries, None, None  # type: ignore[return-value]
     if all(isinstance(entry, type) and issubclass(entry, nn.Module) for entry in entries):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -143,6 +144,16 @@ def check_optimizer(part: str, saved: Any, optimizer: Optimizer) -> None:
                 raise ValueError(f"the saved {part!r} is of another model: {key!r} has shape {shapes}")
             if not finite(value):
                 raise ValueError(f"the saved {part!r} holds NaN or infinite values in {key!r}; take an earlier state")
+
+
+def check_plain(part: str, value: object) -> None:
+    """Raise TypeError unless ``value`` is None or a mapping that JSON can hold."""
+    if value is not None and not isinstance(value, Mapping):
+        raise TypeError(f"{part} must be a mapping of plain data, not {type(value).__name__}")
+    try:
+        json.dumps(dict(value or {}))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{part} must be plain data that JSON can hold: {error}") from None
 
 
 def check_generator(part: str, saved: object, generator: torch.Generator) -> None:

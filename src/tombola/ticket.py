@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tombola.files import write_atomically
 from tombola.masks import Masks, pack, permutation, unpack
 from tombola.selection import unwrapped
+from tombola.states import check_plain, finite
 
 FORMAT = "tombola-ticket-1"
 
@@ -33,6 +34,7 @@ class Ticket:
 
     Raises:
         ValueError: a masked parameter without start weights or of another shape, or start weights that are not finite.
+        TypeError: the provenance is not plain data.
     """
 
     masks: Masks
@@ -40,6 +42,7 @@ class Ticket:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_plain("ticket: provenance", self.provenance)
         masks = self.masks.to("cpu")
         start = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.start.items()}
         for name, mask in masks.items():
@@ -50,7 +53,7 @@ class Ticket:
                 raise ValueError(f"ticket: mask and start weights of {name!r} differ in shape, {shapes}")
             start[name].masked_fill_(~mask, 0)
         for name, tensor in start.items():
-            if not bool(tensor.isfinite().all()):
+            if not finite(tensor):
                 raise ValueError(
                     f"ticket: the start values of {name!r} are not finite; the network they come from broke"
                 )

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from tombola.masks import Masks
 from tombola.methods.density import steer
-from tombola.methods.protocol import Moment, ScoreOptimizer
+from tombola.methods.protocol import Moment, ScoreOptimizer, is_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,22 +69,24 @@ class ContinuousSparsification:
     score_optimizer: ScoreOptimizer | None = None
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.initial_score):
-            raise ValueError(f"initial_score must be finite, not {self.initial_score}")
-        if not (math.isfinite(self.penalty) and self.penalty >= 0):
-            raise ValueError(f"penalty must be 0 or more, not {self.penalty}")
-        if not (math.isfinite(self.final_temperature) and self.final_temperature >= 1):
-            raise ValueError(f"final_temperature must be 1 or more, not {self.final_temperature}")
-        if self.harden_at is not None and not 0 < self.harden_at <= 1:
-            raise ValueError(f"harden_at is a share of the steps, above 0 and at most 1, not {self.harden_at}")
+        if not is_number(self.initial_score):
+            raise ValueError(f"initial_score must be a finite number, not {self.initial_score!r}")
+        if not (is_number(self.penalty) and self.penalty >= 0):
+            raise ValueError(f"penalty must be a number, 0 or more, not {self.penalty!r}")
+        if not (is_number(self.final_temperature) and self.final_temperature >= 1):
+            raise ValueError(f"final_temperature must be a number, 1 or more, not {self.final_temperature!r}")
+        if self.harden_at is not None and not (is_number(self.harden_at) and 0 < self.harden_at <= 1):
+            raise ValueError(f"harden_at is a share of the steps, above 0 and at most 1, not {self.harden_at!r}")
         choices = {"penalty_on": ("sum", "mean"), "anneal": ("step", "epoch")}
         choices |= {"scale": ("none", "initial"), "round_rule": ("paper", "code")}
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field} must be {' or '.join(map(repr, allowed))}, not {getattr(self, field)!r}")
+        if self.density == ():
+            raise ValueError("density must be a number, or a tuple with one for each round, not an empty tuple")
         for density in self._densities():
-            if not 0 < density <= 1:
-                raise ValueError(f"density must be above 0 and at most 1, not {density}")
+            if not (is_number(density) and 0 < density <= 1):
+                raise ValueError(f"density must be a number above 0 and at most 1, not {density!r}")
 
     def _densities(self) -> tuple[float, ...]:
         if self.density is None:

@@ -28,7 +28,10 @@ class Fixed:
         """
         for name, mask in self.masks.items():
             if name not in parameters:
-                raise ValueError(f"Fixed: a mask for {name!r}, which is not among {', '.join(parameters)}")
+                raise ValueError(
+                    f"Fixed: a mask for {name!r}, which is not among {', '.join(parameters)}; "
+                    "was it made for another model, or must select=… name it?"
+                )
             if mask.shape != parameters[name].shape:
                 shapes = f"{tuple(mask.shape)}, the parameter {tuple(parameters[name].shape)}"
                 raise ValueError(f"Fixed: the mask of {name!r} has shape {shapes}; was it made for another model?")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tombola.masks import Masks, largest
+from tombola.methods.protocol import is_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +42,14 @@ class IMP:
             raise ValueError(f"scope must be 'global' or 'layer', not {self.scope!r}")
         shares = self.keep if isinstance(self.keep, Mapping) else {"": self.keep}
         for name, share in shares.items():
-            if not 0 < share <= 1:
+            if not (is_number(share) and 0 < share <= 1):
                 where = f" for {name!r}" if name else ""
-                raise ValueError(f"keep{where} must be above 0 and at most 1, not {share}")
+                raise ValueError(f"keep{where} must be a number above 0 and at most 1, not {share!r}")
+
+    def check(self, masks: Masks) -> None:
+        """Raise ValueError if ``keep`` names a parameter that is not masked."""
+        if isinstance(self.keep, Mapping) and (unknown := [name for name in self.keep if name not in masks]):
+            raise ValueError(f"IMP: keep names {unknown[0]!r}, which is not masked; masked are {', '.join(masks)}")
 
     def prune(self, weights: Mapping[str, Tensor], masks: Masks) -> Masks:
         """The masks after one more round, from the trained ``weights`` and the ``masks`` they were trained under.
@@ -51,11 +57,10 @@ class IMP:
         Raises:
             ValueError: ``keep`` names a parameter that is not masked.
         """
+        self.check(masks)
         # −1 ranks a weight that is already gone below every survivor, be it exactly 0
         magnitudes = {n: torch.where(mask, weights[n].detach().abs(), -1.0) for n, mask in masks.items()}
         if isinstance(self.keep, Mapping):
-            if unknown := [name for name in self.keep if name not in masks]:
-                raise ValueError(f"IMP: keep names {unknown[0]!r}, which is not masked; masked are {', '.join(masks)}")
             keep = {name: self.keep.get(name, 1.0) for name in masks}
         elif self.scope == "layer":
             keep = dict.fromkeys(masks, self.keep)

@@ -7,6 +7,8 @@ effective weight is w·m. The chain rule gives the two gradients from g, that of
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -18,6 +20,11 @@ from torch.optim import Optimizer
 from tombola.masks import Masks
 
 ScoreOptimizer: TypeAlias = Callable[[list[dict[str, Any]]], Optimizer]
+
+
+def is_number(value: object) -> bool:
+    """Whether a setting is a finite number; True and False are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,3 +89,36 @@ class SoftMethod(Protocol):
 
     def harden_step(self, steps: int) -> int | None:
         """The step from which on the mask is hard and only the surviving weights train; None: never."""
+
+
+@runtime_checkable
+class PruningMethod(Protocol):
+    """A method that trains under fixed masks and prunes between rounds: IMP."""
+
+    @property
+    def rewind(self) -> bool:
+        """Whether weights go back to the rewind point between rounds."""
+
+    def check(self, masks: Masks) -> None:
+        """Raise ValueError if the method does not go with these layers."""
+
+    def prune(self, weights: Mapping[str, Tensor], masks: Masks) -> Masks:
+        """The masks after a round."""
+
+
+@runtime_checkable
+class RoundMethod(SoftMethod, Protocol):
+    """A method with scores that goes through rounds: Continuous and Stochastic Sparsification."""
+
+    @property
+    def rewind(self) -> bool:
+        """Whether weights go back to the rewind point between rounds."""
+
+    def in_round(self, index: int) -> RoundMethod:
+        """The method as it is in round ``index``, from 1."""
+
+    def next_scores(self, score: Tensor, first: Tensor) -> Tensor:
+        """Scores to begin the next round with."""
+
+
+SearchMethod: TypeAlias = PruningMethod | RoundMethod

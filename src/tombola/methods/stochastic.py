@@ -11,7 +11,6 @@ drawn from the attachment's seed, the same each time it is looked at.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tombola.masks import Masks
-from tombola.methods.protocol import Moment, ScoreOptimizer
+from tombola.methods.protocol import Moment, ScoreOptimizer, is_number
 
 OUTCOME = 0x9E3779B97F4A7C15 >> 1  # turns a seed into that of another stream than the one masks of training come from
 
@@ -48,10 +47,10 @@ class StochasticSparsification:
     score_optimizer: ScoreOptimizer | None = None
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.initial_score):
-            raise ValueError(f"initial_score must be finite, not {self.initial_score}")
-        if not (math.isfinite(self.penalty) and self.penalty >= 0):
-            raise ValueError(f"penalty must be 0 or more, not {self.penalty}")
+        if not is_number(self.initial_score):
+            raise ValueError(f"initial_score must be a finite number, not {self.initial_score!r}")
+        if not (is_number(self.penalty) and self.penalty >= 0):
+            raise ValueError(f"penalty must be a number, 0 or more, not {self.penalty!r}")
 
     def scores(self, weight: Tensor) -> Tensor:
         """s₀ for each weight, in float32 or wider."""

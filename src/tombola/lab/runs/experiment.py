@@ -18,18 +18,17 @@ import torch
 from torch import nn
 
 from tombola.attach import Attachment, attach
-from tombola.lab import models
 from tombola.lab.config import RunConfig
-from tombola.lab.data import Dataset, load
+from tombola.lab.data import load
 from tombola.lab.errors import LabError
 from tombola.lab.runs.records import epoch_record, epoch_text, result_record
 from tombola.lab.runs.stages import Stage, plan
 from tombola.lab.runs.store import RunFolder
 from tombola.lab.runs.train import Epoch, fit, measure
+from tombola.lab.runs.workshop import Workshop
 from tombola.lab.seeds import derive
 from tombola.methods.fixed import Fixed
 from tombola.search import TicketSearch
-from tombola.selection import maskable
 from tombola.ticket import Ticket, model_tensors
 
 Event: TypeAlias = dict[str, Any]
@@ -82,7 +81,9 @@ def execute(
         if not folder.finished:
             saved = folder.resume(warn=lambda text: emit({"event": "warning", "text": text}), device=device)
             data = load(config.data, data_dir=data_dir, device=device)
-            _Run(config, folder, data, torch.device(device), emit, checkpoint_share, stop).go(saved)
+            make = Workshop(config=config, data=data, device=torch.device(device))
+            make.check()
+            _Run(config, folder, make, emit, checkpoint_share, stop).go(saved)
             folder.finish()
         emit({"event": "done"})
         return folder.path
@@ -95,15 +96,14 @@ class _Run:
         self,
         config: RunConfig,
         folder: RunFolder,
-        data: Dataset,
-        device: torch.device,
+        make: Workshop,
         emit: Callable[[Event], None],
         checkpoint_share: float,
         stop: Callable[[], bool],
     ) -> None:
-        self.config, self.folder, self.data, self.device = config, folder, data, device
+        self.config, self.folder, self.make, self.data = config, folder, make, make.data
         self.emit, self.checkpoint_share, self.stop = emit, checkpoint_share, stop
-        self.steps = data.steps(config.batch_size)
+        self.steps = make.data.steps(config.batch_size)
         self.stages = plan(config)
         self.position = 0  # of the stage at work
         self.last: dict[str, Any] = {}  # the newest epoch record of this stage
@@ -130,20 +130,20 @@ class _Run:
     # ---- stages
 
     def _dense(self, stage: Stage, saved: dict[str, Any] | None) -> None:
-        model = self._model()
-        optimizer = self._optimizer(model)
+        model = self.make.model()
+        optimizer = self.make.optimizer(model)
         self._train(stage, model, optimizer, None, saved, dict)
-        sizes = {name: parameter.numel() for name, parameter in self._maskable(model).items()}
+        sizes = {name: parameter.numel() for name, parameter in self.make.maskable(model).items()}
         self._result(stage, sizes, sizes)
 
     def _search(self, saved: dict[str, Any] | None) -> None:
-        config, model = self.config, self._model()
+        config, model = self.config, self.make.model()
         search = TicketSearch(
             model,
             config.search_method,
             rounds=config.rounds,
             rewind_step=config.rewind_step,
-            select=list(self._maskable(model)),
+            select=list(self.make.maskable(model)),
             steps_per_epoch=self.steps,
             seed=config.seed,
             about={"data": config.data, "model": config.model, "run": self.folder.name},
@@ -153,7 +153,7 @@ class _Run:
                 search.load_state_dict(saved["extra"]["search"])
         for round_ in search:
             stage = self.stages[self.position]
-            optimizer = self._optimizer(model)
+            optimizer = self.make.optimizer(model)
             with self._restoring(saved):
                 run = round_.attach(optimizer, steps=config.epochs * self.steps)
             trained = run.masks if config.free_retraining and round_.index > 1 else None
@@ -168,10 +168,10 @@ class _Run:
             self.position += 1
 
     def _retrain(self, stage: Stage, saved: dict[str, Any] | None) -> None:
-        model = self._model()
+        model = self.make.model()
         ticket = self._controlled(self._ticket(stage.round), stage)
         masks = ticket.restore(model)
-        optimizer = self._optimizer(model)
+        optimizer = self.make.optimizer(model)
         run = attach(model, optimizer, Fixed(masks), steps=self.config.epochs * self.steps, select=list(masks))
         self._train(stage, model, optimizer, run, saved, lambda: {"attachment": run.state_dict()})
         self._result(stage, masks.counts(), masks.sizes())
@@ -189,7 +189,7 @@ class _Run:
             return ticket.shuffled(seed=seed)
         if stage.label == "reinitialised":
             # building the model anew draws from the recipe's own distribution, whatever reset_parameters() would do
-            return replace(ticket, start=model_tensors(self._model(seed=seed)))
+            return replace(ticket, start=model_tensors(self.make.model(seed=seed)))
         return ticket
 
     # ---- training one stage
@@ -298,23 +298,6 @@ class _Run:
         for warning in caught:
             self.folder.record({"kind": "warning", "text": str(warning.message)})
             self.emit({"event": "warning", "text": str(warning.message)})
-
-    # ---- making things
-
-    def _model(self, *, seed: int | None = None) -> nn.Module:
-        seed = derive(self.config.seed, "initial weights") if seed is None else seed
-        shape, classes = self.data.input_shape, self.data.classes
-        return models.build(self.config.model, input_shape=shape, classes=classes, seed=seed).to(self.device)
-
-    def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        return self.config.optimizer.make([p for p in model.parameters() if p.requires_grad])
-
-    def _maskable(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        names = dict(model.named_parameters())
-        for name in self.config.unmasked:
-            if name not in names:
-                raise LabError(f"unmasked: {self.config.model} has no parameter {name!r}; it has {', '.join(names)}")
-        return dict(maskable(model, lambda name, parameter: name not in self.config.unmasked))
 
 
 @contextmanager

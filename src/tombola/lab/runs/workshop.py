@@ -1,0 +1,70 @@
+"""What a run trains, made from its config: the model, its optimiser, its masked parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from tombola.lab import models
+from tombola.lab.config import RunConfig
+from tombola.lab.data import Dataset
+from tombola.lab.errors import LabError
+from tombola.lab.seeds import derive
+from tombola.selection import maskable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workshop:
+    """Makes the model of ``config`` for ``data`` on ``device``, always the same one."""
+
+    config: RunConfig
+    data: Dataset
+    device: torch.device
+
+    def model(self, *, seed: int | None = None) -> nn.Module:
+        """The model as it begins, or as it would with another ``seed``.
+
+        Raises:
+            LabError: as ``tombola.lab.models.build``.
+        """
+        seed = derive(self.config.seed, "initial weights") if seed is None else seed
+        shape, classes = self.data.input_shape, self.data.classes
+        return models.build(self.config.model, input_shape=shape, classes=classes, seed=seed).to(self.device)
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimiser of all weights of ``model`` that learn."""
+        return self.config.optimizer.make([p for p in model.parameters() if p.requires_grad])
+
+    def maskable(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """Name -> parameter of what carries a mask in ``model``.
+
+        Raises:
+            LabError: the config leaves a parameter unmasked that is not there.
+        """
+        names = dict(model.named_parameters())
+        for name in self.config.unmasked:
+            if name not in names:
+                raise LabError(f"unmasked: {self.config.model} has no parameter {name!r}; it has {', '.join(names)}")
+        return dict(maskable(model, lambda name, parameter: name not in self.config.unmasked))
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Let the model look at a few examples, so that one that does not fit the data is found before the training.
+
+        Raises:
+            LabError: the model cannot take them, or gives something else than one logit for each class.
+        """
+        who = f"model {self.config.model!r} on data {self.config.data!r}"
+        x, _ = next(iter(self.data.test()), (None, None))
+        if x is None:
+            raise LabError(f"{who}: the test set has no example")
+        try:
+            output = self.model().eval()(x[:2])
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise LabError(f"{who}: it cannot take inputs of shape {tuple(x[:2].shape)}: {error}") from error
+        wanted = (len(x[:2]), self.data.classes)
+        if not isinstance(output, torch.Tensor) or tuple(output.shape) != wanted:
+            found = f"shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
+            raise LabError(f"{who}: its output is {found}, not logits of shape {wanted} (examples, classes)")

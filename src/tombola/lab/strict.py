@@ -92,7 +92,7 @@ class Codec:
         classes = {name: known for name, known in self.kinds.items() if known in hints}
         if isinstance(plain, dict) and classes:
             kind = plain.get("kind")
-            if kind not in classes:
+            if not isinstance(kind, str) or kind not in classes:
                 raise _wrong(_join(key, "kind"), kind, _choice(classes))
             return self._dataclass(plain, classes[kind], key)
         complaints = []

@@ -1,0 +1,39 @@
+"""Small configs of every method, and a config in which no field has its default."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tombola.lab.config import Dense, RunConfig
+from tombola.lab.settings import SGD, Adam, Constant, Cosine
+from tombola.methods.continuous import ContinuousSparsification
+from tombola.methods.magnitude import IMP
+from tombola.methods.stochastic import StochasticSparsification
+
+DENSE = RunConfig(
+    data="digits",
+    model="conv_digits",
+    method=Dense(),
+    epochs=2,
+    batch_size=128,
+    optimizer=SGD(lr=0.1, momentum=0.9),
+    schedule=Cosine(),
+)
+CS = replace(DENSE, method=ContinuousSparsification(initial_score=-0.02), rounds=2, score_optimizer=SGD(lr=1.0))
+ASKED = replace(
+    CS,
+    method=ContinuousSparsification(density=(0.5, 0.2)),
+    controls=("shuffled", "reinitialised"),
+    control_rounds=(2,),
+)
+IMP_ = replace(DENSE, method=IMP(keep=0.5), rounds=3, rewind_step=4)
+ISS = replace(DENSE, method=StochasticSparsification(), rounds=2, optimizer=Adam(lr=0.01), schedule=Constant())
+EVERY_METHOD = {
+    "dense": DENSE,
+    "dense, longer": replace(DENSE, method=Dense(times=2)),
+    "cs": CS,
+    "cs, density": ASKED,
+    "imp": IMP_,
+    "imp-c": replace(IMP_, method=IMP(keep=0.5, rewind=False), rounds=2, retrain=(1,)),
+    "iss": ISS,
+}

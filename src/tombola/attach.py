@@ -19,9 +19,10 @@ from torch.optim import Optimizer
 
 from tombola.checks import check_arguments, check_gradients, check_parameters
 from tombola.describe import describe
+from tombola.dynamic import DynamicState
 from tombola.hard import HardState
 from tombola.masks import Masks, check_same_layout, pack
-from tombola.methods.protocol import HardMethod, Moment, SoftMethod
+from tombola.methods.protocol import DynamicMethod, HardMethod, Moment, SoftMethod
 from tombola.selection import Select, maskable
 from tombola.soft import SoftState
 from tombola.states import check_attachment, checked_outcome
@@ -101,10 +102,15 @@ class Attachment:
             self._state = SoftState(self.parameters, optimizer, method, generator)
             begin = partial(self._state.write, self._moment())
         else:
-            masks = method.start(self.parameters)
+            generator = torch.Generator().manual_seed(seed)
+            masks = method.start(self.parameters, generator=generator)
             self.parameters = {name: self.parameters[name] for name in masks}
             check_parameters(self.parameters, optimizer, _live)
-            self._state = HardState(self.parameters, optimizer)
+            if isinstance(method, DynamicMethod):
+                self._state = DynamicState(self.parameters, optimizer, method, generator)
+                self._state.prepare(self._moment())
+            else:
+                self._state = HardState(self.parameters, optimizer)
             begin = partial(self._state.hold, masks)
         begin() if state is None else self.load_state_dict(state)
         self._hooks = [
@@ -149,11 +155,14 @@ class Attachment:
         """Replace the scores, at the beginning of a further round of a ticket search.
 
         Raises:
-            ValueError: the method has none (any more), or names or shapes differ.
+            ValueError: the method has none (any more), names or shapes differ, or one is NaN or +∞.
         """
         if isinstance(self._state, HardState):
             raise ValueError("set_scores: there are no scores under a hard mask")
         check_same_layout(self._state.scores, scores)
+        for name, score in scores.items():
+            if not bool((score < torch.inf).all()):
+                raise ValueError(f"set_scores: the scores of {name!r} hold NaN or infinity (−∞ alone is a score)")
         for name, score in self._state.scores.items():
             score.copy_(scores[name])
         self._state.write(self._moment())
@@ -225,14 +234,16 @@ class Attachment:
         if self._inside_hard:
             raise RuntimeError("optimizer.step() inside hard(): leave the `with run.hard():` block before training")
         check_gradients(self.parameters, self.step, last=self.step + 1 == self.steps)
-        if isinstance(self._state, SoftState):
+        if isinstance(self._state, (SoftState, DynamicState)):
             self._state.before_step(self._moment())
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._skipped:
             return
-        self.step += 1
-        if isinstance(self._state, HardState):
+        before, self.step = self._moment(), self.step + 1
+        if isinstance(self._state, DynamicState):
+            self._state.after_move_or_step(before)
+        elif isinstance(self._state, HardState):
             self._state.after_step()
         else:
             self._state.after_step(self._moment())
@@ -257,7 +268,8 @@ class Attachment:
             return state | {"soft": self._state.state_dict()}
         masks = {name: pack(mask) for name, mask in self._state.masks.items()}
         shapes = {name: list(mask.shape) for name, mask in self._state.masks.items()}
-        return state | {"hard": {"masks": masks, "shapes": shapes, "scores": self.scores}}
+        state["hard"] = {"masks": masks, "shapes": shapes, "scores": self.scores}
+        return state | ({"dynamic": self._state.state_dict()} if isinstance(self._state, DynamicState) else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`. Load the model's and the optimiser's state too, before or after.
@@ -277,10 +289,15 @@ class Attachment:
             self._state.load_state_dict(state["soft"], self._moment())
             return
         masks, scores = checked_outcome(state["hard"], self.method, self.parameters)
+        if isinstance(self._state, DynamicState):
+            self._state.check(state.get("dynamic"))
         self.step, self._final_scores = step, scores
         if isinstance(self._state, SoftState):
             self._state = HardState(self.parameters, self.optimizer)
         self._state.hold(masks)
+        if isinstance(self._state, DynamicState):
+            self._state.load_state_dict(state["dynamic"])
+            self._state.prepare(self._moment())
 
     def detach(self) -> None:
         """Leave a plain model with the weights of its ticket; hooks are gone. Calling it again changes nothing."""

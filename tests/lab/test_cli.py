@@ -202,7 +202,7 @@ def test_report_of_several_folders(tmp_path: Path, capsys: pytest.CaptureFixture
     study(tmp_path / "b", seeds=(2,))
     assert run(["report", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     shown = capsys.readouterr().out
-    assert "seeds 0, 1, 2" in shown
+    assert "seeds 0, 1 and 2" in shown
     assert f"Report:  {tmp_path / 'a' / 'report.html'}" in shown
     assert run(["report", str(tmp_path / "c")]) == 1
     (line,) = capsys.readouterr().err.splitlines()

@@ -7,17 +7,23 @@ import io
 import json
 import re
 import statistics
+import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from fabricated_runs import EPOCHS, MASKABLE, config, result, study, write
+from matplotlib.figure import Figure
+from rich.console import Console
 
 from tombola.lab.errors import LabError
-from tombola.lab.report.findings import account, findings, matching, percent
+from tombola.lab.report.findings import account, findings, matching, trust
+from tombola.lab.report.labels import EndLabel, label_ends
 from tombola.lab.report.page import read_summary, write_report
 from tombola.lab.report.reading import find_runs, read_run
 from tombola.lab.report.summary import Row, Task
+from tombola.lab.report.terminal import print_summary
+from tombola.lab.report.words import percent
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -117,7 +123,7 @@ def test_settings_that_share_a_label_are_told_apart(tmp_path: Path) -> None:
 
 def test_findings_follow_the_numbers(tmp_path: Path) -> None:
     task = task_of(study(tmp_path))
-    best = matching(task, task.tickets)
+    best = matching(task.tickets)
     assert task.dense is not None
     assert best is not None
     assert best.accuracy.mean >= task.dense.accuracy.mean
@@ -171,7 +177,7 @@ def test_page_is_whole_and_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
     for row, cells in zip([r for task in written.summary.tasks for r in task.rows], shown, strict=True):
         assert cells[1] == row.name
         assert cells[4].startswith(f"{100 * row.accuracy.mean:.1f}")
-        assert cells[4].endswith("(3)")
+        assert cells[5] == ("✓" if row.good else "")
     assert "tombola search --out runs" in page.words
     assert "conv1.weight has no weight left" in page.words
     assert text.count('role="img"') == 4
@@ -306,3 +312,90 @@ def test_figures_of_extreme_numbers(tmp_path: Path, accuracies: tuple[float, flo
     page = Page(write_report([tmp_path]).html.read_text())
     assert "weights kept" in page.words
     assert "NaN" not in page.words
+
+
+def test_whether_searches_can_be_trusted(tmp_path: Path) -> None:
+    method = {"kind": "cs", "initial_score": 0.0}
+    first = result("cs", "s0=0", 1, 0.3, 0.97, soft_accuracy=0.96, hard_accuracy=0.972, undecided=0.002)
+    dead = {"dead_layers": ["fc1.weight"]}
+    second = result("cs", "s0=0", 2, 0.1, 0.95, soft_accuracy=0.95, hard_accuracy=0.949, undecided=0.0314, **dead)
+    third = result("cs", "s0=0", 3, 0.05, 0.94, soft_accuracy=0.94, hard_accuracy=0.94, undecided=0.0, **dead)
+    write(tmp_path / "cs", config(method, 0), [first, second, third])
+    said = trust(task_of(tmp_path)).replace("\N{NO-BREAK SPACE}", " ")
+    assert said == (
+        "Scores undecided at the end of a round: 3.14 % at most (CS s₀ = 0, round 2). "
+        "Accuracy of the soft net against its hard ticket: 1.2 points apart at most (CS s₀ = 0, round 1). "
+        "Layers that kept no weight: fc1.weight (first in CS s₀ = 0, round 2)."
+    )
+    page = Page(write_report([tmp_path]).html.read_text())
+    assert ["CS s₀ = 0", "2", "3.14 %", "95.0 %", "94.9 %", "fc1.weight"] in [
+        [cell.replace("\N{NO-BREAK SPACE}", " ") for cell in row] for row in page.rows
+    ]
+    write(tmp_path / "imp" / "run", config({"kind": "imp"}, 0), [result("imp", "keep=0.8", 1, 0.8, 0.9)])
+    assert trust(task_of(tmp_path / "imp")) == "No layer died."
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_tables_fit_the_terminal(tmp_path: Path, width: int) -> None:
+    summary = read_summary([study(tmp_path / "runs")])
+    console = Console(file=io.StringIO(), width=width)
+    print_summary(summary, console)
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().replace("\N{NO-BREAK SPACE}", " ").splitlines()
+    assert all(len(line) <= width for line in lines)
+    (task,) = summary.tasks
+    numbers = [row.accuracy for row in task.rows] + [c for row in task.rows for c in row.controls.values()]
+    shown = [match for line in lines for match in re.findall(r"\d+\.\d ± \d+\.\d", line)]
+    expected = [f"{100 * stat.mean:.1f} ± {100 * stat.sd:.1f}" for stat in numbers if stat.sd is not None]
+    assert sorted(shown) == sorted(expected)
+
+
+def test_the_picture_is_a_file_of_its_own(tmp_path: Path) -> None:
+    study(tmp_path / "runs")
+    study(tmp_path / "runs", model="lenet_300_100")
+    pictures = [tmp_path / "a" / "picture.svg", tmp_path / "b.svg"]
+    for picture in pictures:
+        write_report([tmp_path / "runs"], tmp_path / "page.html", figure=picture)
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+    text = pictures[0].read_text(encoding="utf-8")
+    root = ET.fromstring(text)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert "prefers-color-scheme: dark" in text
+    assert set(re.findall(r"https?://[^\"]+", text)) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert not re.findall(r"#[0-9a-f]{6}\b", text[text.index("</style>") :])  # every colour is the theme's
+    words = [" ".join("".join(element.itertext()).split()) for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    names = {row.name for task in read_summary([tmp_path / "runs"]).tasks for row in task.tickets}
+    for name in {*names, "conv_digits on digits", "lenet_300_100 on digits", "control: shuffled", "dense, ± 1 sd"}:
+        assert words.count(" ".join(name.split())) == 1, name
+
+
+def test_a_picture_of_nothing_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "run", config({"kind": "dense"}, 0), [result("dense", "", 0, 1.0, 0.9)])
+    with pytest.raises(LabError, match=r"picture.svg: there is no ticket to draw yet"):
+        write_report([tmp_path], figure=tmp_path / "picture.svg")
+    assert not (tmp_path / "picture.svg").exists()
+
+
+def test_dense_nets_stand_at_their_epochs(tmp_path: Path) -> None:
+    text = write_report([study(tmp_path / "runs")]).html.read_text().replace("\N{NO-BREAK SPACE}", " ")
+    by_density, by_epochs = (text[text.index(f'id="{name}-figure_1"') :].split("</svg>")[0] for name in ("d1", "e1"))
+    for name, epochs in (("Dense", EPOCHS), ("Dense equal epochs", 4 * EPOCHS)):
+        tip = re.compile(rf"<title>{name}: 100 % of the weights, [\d.]+ ± [\d.]+ %, {epochs} epochs</title>")
+        assert tip.search(by_epochs)
+        assert not tip.search(by_density)
+
+
+def test_labels_stay_apart_and_inside() -> None:
+    axes = Figure(figsize=(4, 3), layout="constrained").add_subplot()
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    ends = [(0.99, 0.5), (0.99, 0.5), (0.99, 0.51), (0.5, 0.99), (0.02, 0.01)]
+    label_ends(axes, [EndLabel([(0.3, 0.4), end], [(end, end)], "12.3 %", "black") for end in ends])
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == len(ends)
+    frame = axes.get_window_extent()
+    for number, box in enumerate(boxes):
+        assert box.x0 >= frame.x0
+        assert box.x1 <= frame.x1
+        assert box.y0 >= frame.y0
+        assert box.y1 <= frame.y1
+        assert not any(box.overlaps(other) for other in boxes[:number])

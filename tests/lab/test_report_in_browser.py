@@ -19,6 +19,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 QUIET = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--virtual-time-budget=2000"),
+    "--enable-logging=stderr",  # the page's console
 ]
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here to look at the page with")
@@ -51,6 +52,7 @@ def look(page: Path, script: str, *, width: int = 1000, dark: bool = False) -> A
     if dark:
         command.append("--blink-settings=preferredColorScheme=0")
     done = subprocess.run([*command, frame.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in done.stderr  # no error, no warning, nothing missing
     found = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
     assert found, done.stderr
     return json.loads(html.unescape(found[1]))
@@ -75,7 +77,7 @@ def test_sorts_by_any_column(page: Path) -> None:
         page,
         """const table = document.querySelector("table.results");
            const heads = [...table.tHead.rows[0].cells];
-           const column = heads.findIndex(h => h.textContent.startsWith("test accuracy"));
+           const column = heads.findIndex(h => h.textContent === "accuracy");
            const values = c => [...table.tBodies[0].rows].map(r => r.cells[c].dataset.v);
            const out = [];
            for (let i = 0; i < 2; i++) {
@@ -109,7 +111,7 @@ def test_filters_by_method_and_model(page: Path) -> None:
            const press = (group, name) => { const b = chip(group, name); b.click();
              const status = document.querySelector("[role=status]").textContent;
              out.push([shown(), b.getAttribute("aria-pressed"), status]); };
-           press("method", "IMP"); press("task", "conv_digits"); press("method", "all methods");
+           press("method", "IMP"); press("model", "conv_digits"); press("method", "all methods");
            return out""",
     )
     (imp, pressed, status), (both, _, _), (model, _, _) = states

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tombola.lab.errors import LabError
-from tombola.lab.report.findings import percent
+from tombola.lab.report.words import percent
 from tombola.ticket import Ticket
 
 

@@ -81,16 +81,23 @@ def inspect(ticket: Path) -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="The page to write; a CSV with the same numbers goes beside it.  [default: report.html in the first DIR]",
 )
-def report(folders: tuple[Path, ...], output: Path | None) -> None:
+@click.option(
+    "--figure",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write accuracy against density as an SVG picture too.",
+)
+def report(folders: tuple[Path, ...], output: Path | None, figure: Path | None) -> None:
     """Write one page about all runs in some folders, finished or not.
 
     \b
-    Example:
+    Examples:
       tombola report runs/digits runs/asked -o both.html
+      tombola report runs/digits --figure digits.svg
     """
     from tombola.lab.cli.searching import print_report
 
-    print_report(folders, output)
+    print_report(folders, output, figure)
 
 
 def typed(context: click.Context) -> set[str]:

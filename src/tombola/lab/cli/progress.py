@@ -17,8 +17,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Column
 from rich.text import Text
 
-from tombola.lab.report.findings import percent
-from tombola.lab.report.summary import CONTROLS, method_name, setting_name
+from tombola.lab.report.summary import control_name, method_name, setting_name
+from tombola.lab.report.words import percent
 
 LATEST = 6
 """How many results and warnings the live display shows."""
@@ -94,7 +94,7 @@ def _result(event: Mapping[str, Any]) -> list[str | tuple[str, str]]:
     if event["method"] == "dense":
         return [accuracy, f"  {name}"]
     control = event.get("control")
-    kind = f", {CONTROLS.get(control, control)}" if control else ""
+    kind = f", {control_name(str(control))}" if control else ""
     return [accuracy, f"  {name}, round {event['round']}{kind}: {percent(float(event['density']))} of the weights"]
 
 

@@ -88,7 +88,7 @@ class Search:
         except KeyboardInterrupt:
             click.echo(f"Stopped; nothing is lost. To continue where it stopped:\n  {command}", err=True)
             sys.exit(130)
-        print_report([self.out], None)
+        print_report([self.out])
 
 
 def _configs(options: Mapping[str, Any], given: Collection[str]) -> list[RunConfig]:
@@ -119,14 +119,14 @@ def _remember(out: Path, command: str) -> None:
         raise LabError(f"{out}: cannot be written to: {error.strerror}; choose another folder with --out") from None
 
 
-def print_report(folders: Sequence[Path], output: Path | None) -> None:
+def print_report(folders: Sequence[Path], output: Path | None = None, figure: Path | None = None) -> None:
     """Write the report of all runs in `folders`, print their table, and say where the report is.
 
     Raises:
         LabError: no run there, or a damaged one.
     """
     commands = [line for folder in folders for line in _remembered(folder)]
-    written = write_report(folders, output, commands=list(dict.fromkeys(commands)))
+    written = write_report(folders, output, figure=figure, commands=list(dict.fromkeys(commands)))
     console = stdout()
     print_summary(written.summary, console)
     missing = len(written.summary.unfinished)
@@ -134,6 +134,8 @@ def print_report(folders: Sequence[Path], output: Path | None) -> None:
         console.print(Text(f"{missing} of {len(written.summary.runs)} runs are not finished.", style="yellow"))
     console.print(Text.assemble("\nReport:  ", (str(written.html), "bold")), soft_wrap=True)
     console.print(Text(f"Numbers: {written.csv}"), soft_wrap=True)
+    if figure is not None:
+        console.print(Text(f"Figure:  {figure}"), soft_wrap=True)
 
 
 def _remembered(folder: Path) -> list[str]:

@@ -1,24 +1,28 @@
-"""The figures of a report: accuracy against density, accuracy against epochs spent, and the marks of their legend."""
+"""The figures of a report: test accuracy against density and against epochs spent, for its page or as a picture."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.transforms import ScaledTranslation
 
-from tombola.lab.report.findings import percent, spread
+from tombola.lab.report.labels import EndLabel, figure_of, label_ends
 from tombola.lab.report.scales import accuracy_axis, clipped, ratio_axis
-from tombola.lab.report.summary import CONTROLS, Row, Stat, Task
-from tombola.lab.report.svg import INK, STYLE, inline
+from tombola.lab.report.summary import Row, Stat, Task, control_name
+from tombola.lab.report.svg import INK, STYLE, inline, standalone
+from tombola.lab.report.words import percent, spread
 
 SIZE = (5.2, 3.7)  # inches
-LABEL = (40, 10)  # room for a label, in points
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "h", "*")
+BAND = 0.16  # how much of the dense net's ink its band has
+MARKERS = ("o", "s", "^", "*", "v", "P", "h", "<", ">", "p")
+DENSE_MARKER = "d"
 CONTROL_MARKERS = {"shuffled": "x", "reinitialised": "+"}  # drawn a little aside: bars would hide each other
 FAMILIES = {("cs", False): "s1", ("cs", True): "s2", ("imp", False): "s3", ("iss", False): "s4"}
 
@@ -38,99 +42,142 @@ def series_of(task: Task) -> list[Series]:
     settings: dict[str, list[Row]] = {}
     for row in task.tickets:
         settings.setdefault(row.group, []).append(row)
-    used: dict[str, int] = {}
     series = []
-    for rows in settings.values():
-        ink = FAMILIES.get((rows[0].method, rows[0].asked is not None), "s5")
-        used[ink] = used.get(ink, -1) + 1
-        marker = MARKERS[used[ink] % len(MARKERS)]
-        series.append(Series(rows[0].name, tuple(sorted(rows, key=lambda row: row.round)), INK[ink], marker))
+    for number, rows in enumerate(settings.values()):
+        ink = INK[FAMILIES.get((rows[0].method, rows[0].asked is not None), "s5")]
+        ordered = tuple(sorted(rows, key=lambda row: row.round))
+        series.append(Series(rows[0].name, ordered, ink, MARKERS[number % len(MARKERS)]))
     return series
 
 
-def accuracy_by_density(task: Task, prefix: str) -> str:
-    """Test accuracy of every retrained ticket against the share of weights it keeps, with dense nets and controls."""
+@dataclass(frozen=True)
+class View:
+    """One way to look at the tickets of a task: where a row stands, and what the axis says."""
 
-    def tip(row: Row, name: str, accuracy: Stat) -> str:
-        return f"{name}, round {row.round}: {percent(row.density.mean)} of the weights, {spread(accuracy)}"
-
-    title = f"Test accuracy against density, {task.model} on {task.data}"
-    return _figure(
-        task, prefix, title, _density, "weights kept (log scale, sparser to the right)", tip, sparse_right=True
-    )
+    what: str
+    axis: str
+    place: Callable[[Row], Stat]
+    density: bool
 
 
-def accuracy_by_epochs(task: Task, prefix: str) -> str:
-    """The same accuracies against all epochs spent: search, retraining, and the same for every initial score tried."""
+DENSITY = View("density", "weights kept (log scale, sparser to the right)", lambda row: row.density, density=True)
+EPOCHS = View("epochs spent", "epochs spent in all (log scale)", lambda row: row.epochs_all, density=False)
 
-    def tip(row: Row, name: str, accuracy: Stat) -> str:
-        spent = f"{row.epochs_all.mean:g} epochs, {percent(row.density.mean)} of the weights"
-        return f"{name}, round {row.round}: {spent}, {spread(accuracy)}"
 
-    title = f"Test accuracy against epochs spent, {task.model} on {task.data}"
-    return _figure(task, prefix, title, _epochs, "epochs spent in all (log scale)", tip, sparse_right=False)
+def svg(task: Task, view: View, prefix: str) -> str:
+    """The tickets of `task` as `view` shows them, as an element for a page."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=SIZE, layout="constrained")
+        tips = _draw(figure.add_subplot(), task, view)
+        return inline(figure, prefix, title=f"Test accuracy against {view.what}, {_name(task)}", points=tips)
 
 
 def legend(task: Task, prefix: str) -> list[tuple[str, str]]:
-    """Mark and meaning of everything drawn for `task`."""
+    """Mark and meaning of everything drawn for `task`, each mark as an element for a page."""
+    return [(_mark(entry, f"{prefix}-{number}"), entry.text) for number, entry in enumerate(_entries(task))]
+
+
+def picture(tasks: Sequence[Task]) -> str:
+    """Test accuracy against density for each of `tasks`, side by side with one legend, as an SVG file."""
+    columns = min(2, len(tasks))
+    rows = -(-len(tasks) // columns)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(SIZE[0] * columns, SIZE[1] * rows + 0.6), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # type: ignore[union-attr, call-arg]
+        for number, task in enumerate(tasks, start=1):
+            axes = figure.add_subplot(rows, columns, number)
+            _draw(axes, task, DENSITY)
+            axes.set_title(_name(task), fontsize=12)
+        entries = {entry.text: _handle(entry) for task in tasks for entry in _entries(task)}
+        figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=2 * columns + 1)
+        names = "; ".join(_name(task) for task in tasks)
+        return standalone(figure, title=f"Test accuracy against density: {names}")
+
+
+def _name(task: Task) -> str:
+    return f"{task.model} on {task.data}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the legend: what it says, and the look of its mark."""
+
+    text: str
+    ink: str
+    marker: str = ""
+    line: str = "-"
+    band: bool = False
+
+
+def _entries(task: Task) -> list[Entry]:
+    """An entry for everything that is drawn for `task`."""
     entries = []
     if task.dense is not None:
-        entries.append((_mark(f"{prefix}-dense", INK["dense"], "", "-", band=True), "dense, ± 1 sd"))
+        several = task.dense.accuracy.sd is not None
+        entries.append(Entry("dense, ± 1 sd" if several else "dense", INK["dense"], band=several))
     if any(row.dense and row.setting for row in task.rows):
-        entries.append((_mark(f"{prefix}-longer", INK["dense"], "", "--"), "dense, equal epochs"))
-    for i, series in enumerate(series_of(task)):
-        entries.append((_mark(f"{prefix}-s{i}", series.ink, series.marker, "-"), series.name))
-    for control in _controls(task):
-        mark = _mark(f"{prefix}-{control}", INK["muted"], CONTROL_MARKERS.get(control, "1"), "")
-        entries.append((mark, f"control: {CONTROLS.get(control, control)}"))
+        entries.append(Entry("dense, equal epochs", INK["dense"], line="--"))
+    entries += [Entry(series.name, series.ink, series.marker) for series in series_of(task)]
+    for control in task.controls:
+        marker = CONTROL_MARKERS.get(control, "1")
+        entries.append(Entry(f"control: {control_name(control)}", INK["muted"], marker, line=""))
     return entries
 
 
-def _density(row: Row) -> Stat:
-    return row.density
+def _handle(entry: Entry) -> Any:
+    look: dict[str, Any] = {"marker": entry.marker, "ms": _size(entry.marker), "mew": _edge(entry.marker)}
+    line = Line2D([], [], color=entry.ink, lw=1.3, ls=entry.line, **look)
+    return (Patch(color=entry.ink, alpha=BAND, lw=0), line) if entry.band else line
 
 
-def _epochs(row: Row) -> Stat:
-    return row.epochs_all
+def _size(marker: str) -> float:
+    return {"*": 8.5, "x": 5.5, "+": 7.0, "^": 6.0, "v": 6.0}.get(marker, 5.0)
 
 
-def _controls(task: Task) -> list[str]:
-    named = {control for row in task.rows for control in row.controls}
-    return [c for c in CONTROLS if c in named] + sorted(named - set(CONTROLS))
+def _edge(marker: str) -> float:
+    return 1.5 if marker in {"x", "+", "1"} else 0.0
 
 
-def _figure(
-    task: Task,
-    prefix: str,
-    title: str,
-    place: Callable[[Row], Stat],
-    label: str,
-    tip: Callable[[Row, str, Stat], str],
-    *,
-    sparse_right: bool,
-) -> str:
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=SIZE, layout="constrained")
-        axes = figure.add_subplot()
-        tips: dict[str, str] = {}
-        _dense_lines(axes, task)
-        for series in series_of(task):
-            _draw(axes, series, place, tip, tips, with_controls=sparse_right)
-        accuracy_axis(axes, _accuracies(task))
-        ratio_axis(axes, [place(row).mean for row in task.tickets], percents=sparse_right)
-        axes.set_xlabel(label)
-        axes.set_ylabel("test accuracy")
-        if sparse_right:
-            axes.invert_xaxis()
-        else:
-            _label_ends(axes, task, place)
-        return inline(figure, prefix, title=title, points=tips)
+def _draw(axes: Axes, task: Task, view: View) -> dict[str, str]:
+    """Draw everything into `axes`; returns what pointing at each mark tells, by the mark's gid."""
+    tips: dict[str, str] = {}
+    drawn = series_of(task)
+    shown = [row.accuracy for row in task.rows]
+    places = [view.place(row).mean for row in task.tickets]
+    _dense_lines(axes, task)
+    for row in () if view.density else (row for row in task.rows if row.dense):
+        _put(axes, row, view, row.accuracy, (INK["dense"], DENSE_MARKER), tips, row.name)
+        places.append(view.place(row).mean)
+    for series in drawn:
+        rows = series.rows
+        means = [clipped(row.accuracy.mean) for row in rows]
+        axes.plot([view.place(row).mean for row in rows], means, color=series.ink, lw=1.3)
+        for row in rows:
+            _put(axes, row, view, row.accuracy, (series.ink, series.marker), tips, f"{row.name}, round {row.round}")
+            for index, (control, accuracy) in enumerate(row.controls.items() if view.density else ()):
+                look, aside = (series.ink, CONTROL_MARKERS.get(control, "1")), 3.0 if index % 2 else -3.0
+                name = f"{row.name}, round {row.round}, {control_name(control)}"
+                _put(axes, row, view, accuracy, look, tips, name, aside=aside)
+                shown.append(accuracy)
+    accuracy_axis(axes, [s.mean + sign * (s.sd or 0.0) for s in shown for sign in (-1, 1)])
+    ratio_axis(axes, places, percents=view.density)
+    axes.set_xlabel(view.axis)
+    axes.set_ylabel("test accuracy")
+    if view.density:
+        axes.invert_xaxis()
+    else:
+        label_ends(axes, [_end(series, view) for series in drawn])
+    return tips
 
 
-def _accuracies(task: Task) -> list[float]:
-    shown: list[Stat] = [row.accuracy for row in task.rows]
-    shown += [accuracy for row in task.rows for accuracy in row.controls.values()]
-    return [s.mean + sign * (s.sd or 0.0) for s in shown for sign in (-1, 1)]
+def _end(series: Series, view: View) -> EndLabel:
+    """Beside the last round of a series the density that it came to."""
+    path, bars = [], []
+    for row in series.rows:
+        x, y, sd = view.place(row).mean, clipped(row.accuracy.mean), row.accuracy.sd or 0.0
+        path.append((x, y))
+        bars.append(((x, y - sd), (x, clipped(y + sd))))
+    return EndLabel(path, bars, percent(series.rows[-1].density.mean), series.ink)
 
 
 def _dense_lines(axes: Axes, task: Task) -> None:
@@ -139,83 +186,47 @@ def _dense_lines(axes: Axes, task: Task) -> None:
             mean, sd = row.accuracy.mean, row.accuracy.sd or 0.0
             axes.axhline(clipped(mean), color=INK["dense"], lw=1.2, ls="--" if row.setting else "-", zorder=1.5)
             if not row.setting and sd:
-                axes.axhspan(mean - sd, clipped(mean + sd), color=INK["dense"], alpha=0.16, lw=0, zorder=1)
+                axes.axhspan(mean - sd, clipped(mean + sd), color=INK["dense"], alpha=BAND, lw=0, zorder=1)
 
 
-def _draw(
+def _put(
     axes: Axes,
-    series: Series,
-    place: Callable[[Row], Stat],
-    tip: Callable[[Row, str, Stat], str],
+    row: Row,
+    view: View,
+    accuracy: Stat,
+    look: tuple[str, str],
     tips: dict[str, str],
+    name: str,
     *,
-    with_controls: bool,
+    aside: float = 0.0,
 ) -> None:
-    figure = _figure_of(axes)
-
-    def put(row: Row, name: str, accuracy: Stat, marker: str, *, zorder: float, aside: float = 0.0) -> None:
-        at, y, spread = place(row), clipped(accuracy.mean), accuracy.sd or 0.0
-        moved = axes.transData + ScaledTranslation(aside / 72, 0, figure.dpi_scale_trans)
-        bars: dict[str, Any] = {
-            "color": series.ink,
-            "lw": 1,
-            "alpha": 0.6,
-            "zorder": zorder - 0.1,
-            "transform": moved,
-        }
-        if spread:
-            axes.vlines(at.mean, y - spread, clipped(y + spread), **bars)
-        if at.sd and at.sd < at.mean:
-            axes.hlines(y, at.mean - at.sd, at.mean + at.sd, **bars)
-        gid = f"p{len(tips)}"
-        tips[gid] = tip(row, name, accuracy)
-        edge = 1.5 if marker in "x+1" else 0
-        axes.plot([at.mean], [y], marker, color=series.ink, ms=5, mew=edge, gid=gid, zorder=zorder, transform=moved)
-
-    rows = series.rows
-    axes.plot([place(r).mean for r in rows], [clipped(r.accuracy.mean) for r in rows], color=series.ink, lw=1.3)
-    for row in rows:
-        put(row, series.name, row.accuracy, series.marker, zorder=3)
-        if with_controls:
-            for index, (control, accuracy) in enumerate(row.controls.items()):
-                name, marker = f"{series.name} {CONTROLS.get(control, control)}", CONTROL_MARKERS.get(control, "1")
-                put(row, name, accuracy, marker, zorder=2.8, aside=3.0 if index % 2 else -3.0)
+    """One mark with its bars, `aside` points to the right of its place."""
+    (ink, marker), at, y, sd = look, view.place(row), clipped(accuracy.mean), accuracy.sd or 0.0
+    zorder = 2.8 if aside else 3.0
+    moved = axes.transData + ScaledTranslation(aside / 72, 0, figure_of(axes).dpi_scale_trans)
+    bars: dict[str, Any] = {"color": ink, "lw": 1, "alpha": 0.6, "zorder": zorder - 0.1, "transform": moved}
+    if sd:
+        axes.vlines(at.mean, y - sd, clipped(y + sd), **bars)
+    if at.sd and at.sd < at.mean:
+        axes.hlines(y, at.mean - at.sd, at.mean + at.sd, **bars)
+    gid = f"p{len(tips)}"
+    spent = f"{row.epochs_all.mean:,.6g} epochs"
+    tips[gid] = f"{name}: {percent(row.density.mean)} of the weights, {spread(accuracy)}, {spent}"
+    style: dict[str, Any] = {"color": ink, "ms": _size(marker), "mew": _edge(marker), "gid": gid}
+    axes.plot([at.mean], [y], marker, zorder=zorder, transform=moved, **style)
 
 
-def _figure_of(axes: Axes) -> Figure:
-    figure = axes.get_figure(root=True)
-    assert isinstance(figure, Figure)
-    return figure
-
-
-def _label_ends(axes: Axes, task: Task, place: Callable[[Row], Stat]) -> None:
-    """Beside the last round of each series the density that it came to; labels that would collide are moved apart."""
-    figure = _figure_of(axes)
-    figure.draw_without_rendering()  # now the layout is known
-    ends = []
-    for series in series_of(task):
-        row = series.rows[-1]
-        at = (place(row).mean, clipped(row.accuracy.mean))
-        x, y = axes.transData.transform(at) * 72 / figure.dpi
-        ends.append((y, x, at, percent(row.density.mean), series.ink))
-    taken: list[tuple[float, float]] = []
-    for y, x, at, text, ink in sorted(ends, reverse=True):
-        level = min([y, *(other - LABEL[1] for left, other in taken if abs(left - x) < LABEL[0])])
-        taken.append((x, level))
-        offset = (6, level - y - 3)
-        axes.annotate(text, at, xytext=offset, textcoords="offset points", fontsize=9, color=ink, annotation_clip=False)
-
-
-def _mark(prefix: str, ink: str, marker: str, line: str, *, band: bool = False) -> str:
+def _mark(entry: Entry, prefix: str) -> str:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(0.42, 0.2))
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         axes.set(xlim=(0, 1), ylim=(0, 1))
-        if band:
-            axes.axhspan(0.15, 0.85, color=ink, alpha=0.16, lw=0)
-        if line:
-            axes.plot([0, 1], [0.5, 0.5], color=ink, lw=1.3, ls=line)
-        if marker:
-            axes.plot([0.5], [0.5], marker, color=ink, ms=5.5, mew=1.5 if marker in "x+1" else 0)
+        if entry.band:
+            axes.axhspan(0.15, 0.85, color=entry.ink, alpha=BAND, lw=0)
+        if entry.line:
+            axes.plot([0, 1], [0.5, 0.5], color=entry.ink, lw=1.3, ls=entry.line)
+        if entry.marker:
+            look: dict[str, Any] = {"ms": _size(entry.marker), "mew": _edge(entry.marker)}
+            axes.plot([0.5], [0.5], entry.marker, color=entry.ink, **look)
         return inline(figure, prefix, title="")

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from tombola.lab.report.summary import CONTROLS, Row, Stat, Summary, Task, method_name, setting_name
+from tombola.lab.report.summary import Row, Summary, Task, control_name, method_name, setting_name
+from tombola.lab.report.words import NBSP, count, listing, percent, spread
 
 NAMES = {
     "dense": "dense training",
@@ -15,7 +16,6 @@ NAMES = {
     "iss": "Iterative Stochastic Sparsification (ISS)",
     "ss": "Stochastic Sparsification (SS)",
 }
-NBSP = "\N{NO-BREAK SPACE}"
 NEAR = 1.25
 """Two densities whose ratio is below this are compared as equals."""
 NEARLY = 0.005
@@ -31,49 +31,22 @@ class Finding:
     text: str
 
 
-def percent(fraction: float) -> str:
-    """A fraction as a reader wants it: three significant digits, "4.57 %"."""
-    return f"{100 * fraction:.3g}{NBSP}%" if fraction < 0.9995 else f"{100 * fraction:.4g}{NBSP}%"
-
-
-def spread(accuracy: Stat, *, unit: str = f"{NBSP}%") -> str:
-    """Mean and standard deviation of an accuracy in percent, "97.1 ± 0.3 %"."""
-    around = "" if accuracy.sd is None else f"{NBSP}±{NBSP}{100 * accuracy.sd:.1f}"
-    return f"{100 * accuracy.mean:.1f}{around}{unit}"
-
-
-def count(number: float, noun: str) -> str:
-    """A number with its noun, "1 seed", "240 epochs", "1,358 weights"."""
-    return f"{number:,.6g}{NBSP}{noun}{'' if number == 1 else 's'}"
-
-
-def listing(items: Iterable[object]) -> str:
-    """ "a", "a and b", "a, b and c"."""
-    *most, final = [str(item) for item in items] or [""]
-    return f"{', '.join(most)} and {final}" if most else final
-
-
 def findings(task: Task) -> list[Finding]:
     """The headlines of one task, as far as its numbers reach."""
     makers: Sequence[Callable[[Task], Finding | None]] = (_sparsest, _nearly, _asked, _controls)
     return [finding for make in makers if (finding := make(task)) is not None]
 
 
-def good(row: Row, task: Task) -> bool:
-    """Whether `row` is a ticket whose mean accuracy is at least that of the dense net."""
-    return not row.dense and task.dense is not None and row.accuracy.mean >= task.dense.accuracy.mean
-
-
-def matching(task: Task, rows: Iterable[Row]) -> Row | None:
-    """The sparsest of `rows` whose mean accuracy is at least the dense net's; None if none is, or no dense net is."""
-    return min((row for row in rows if good(row, task)), key=lambda r: (r.density.mean, -r.accuracy.mean), default=None)
+def matching(rows: Iterable[Row]) -> Row | None:
+    """The sparsest of `rows` whose mean accuracy is at least the dense net's; None if there is none."""
+    return min((row for row in rows if row.good), key=lambda r: (r.density.mean, -r.accuracy.mean), default=None)
 
 
 def _sparsest(task: Task) -> Finding | None:
     dense = task.dense
     if dense is None or not task.tickets:
         return None
-    best = matching(task, task.tickets)
+    best = matching(task.tickets)
     if best is None:
         closest = max(task.tickets, key=lambda row: row.accuracy.mean)
         return Finding(
@@ -154,25 +127,55 @@ def _asked(task: Task) -> Finding | None:
 
 def _controls(task: Task) -> Finding | None:
     rows = [row for row in task.tickets if "shuffled" in row.controls]
-    row = matching(task, rows) or max(rows, key=lambda row: row.accuracy.mean, default=None)
+    row = matching(rows) or max(rows, key=lambda row: row.accuracy.mean, default=None)
     if row is None:
         return None
     difference = 100 * (row.accuracy.mean - row.controls["shuffled"].mean)
     text = f"{_ticket(row)}, with {percent(row.density.mean)} of the weights, reaches {spread(row.accuracy)}"
     for control, accuracy in row.controls.items():
         what = {"shuffled": "the same counts at shuffled places", "reinitialised": "the same places with fresh weights"}
-        text += f"; {what.get(control, CONTROLS.get(control, control))} {spread(accuracy)}"
+        text += f"; {what.get(control, control_name(control))} {spread(accuracy)}"
     sign = "+" if difference >= 0 else "−"
     return Finding(f"{sign}{abs(difference):.1f} points", "over as many weights at random places", text + ".")
 
 
 def _ticket(row: Row) -> str:
-    return f"{row.name}, round{NBSP}{row.round}" if row.round > 1 or not row.last else row.name
+    return _round(row) if row.round > 1 or not row.last else row.name
+
+
+def _round(row: Row) -> str:
+    return f"{row.name}, round{NBSP}{row.round}"
 
 
 def _epochs(row: Row) -> str:
     text = count(row.epochs_all.mean, "epoch")
     return text if row.tried < 2 else f"{text} (with all {row.tried} initial scores tried)"
+
+
+def trust(task: Task) -> str:
+    """Whether the searches of a task came to a decision: undecided scores, soft nets against hard tickets, and layers
+    that died; empty if it has no ticket."""
+    if not task.tickets:
+        return ""
+    said = []
+    undecided = [row for row in task.tickets if row.undecided is not None]
+    if undecided:
+        row = max(undecided, key=lambda row: row.undecided.mean if row.undecided else 0.0)
+        assert row.undecided is not None
+        said.append(f"Scores undecided at the end of a round: {percent(row.undecided.mean)} at most ({_round(row)}).")
+    hardened = [row for row in task.tickets if row.gap is not None]
+    if hardened:
+        row = max(hardened, key=lambda row: abs(row.gap.mean) if row.gap else 0.0)
+        assert row.gap is not None
+        points = f"{100 * abs(row.gap.mean):.1f}{NBSP}points"
+        said.append(f"Accuracy of the soft net against its hard ticket: {points} apart at most ({_round(row)}).")
+    died: dict[tuple[str, str], Row] = {}
+    for row in task.tickets:
+        for layer in row.dead:
+            died.setdefault((row.group, layer), row)
+    dead = [f"{layer} (first in {_round(row)})" for (_, layer), row in died.items()]
+    said.append(f"Layers that kept no weight: {listing(dead)}." if dead else "No layer died.")
+    return " ".join(said)
 
 
 def account(summary: Summary) -> str:

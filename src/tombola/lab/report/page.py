@@ -17,12 +17,13 @@ from markupsafe import Markup
 from tombola.files import write_atomically
 from tombola.lab.errors import LabError
 from tombola.lab.report import figures
+from tombola.lab.report.columns import control_column, result_columns
 from tombola.lab.report.csvfile import csv_text
-from tombola.lab.report.findings import account, count, findings, listing, matching, percent
+from tombola.lab.report.findings import account, findings, matching, trust
 from tombola.lab.report.reading import Run, find_runs, read_run
-from tombola.lab.report.resulttable import columns_of, rows_of
 from tombola.lab.report.summary import Row, Summary, Task, method_name, summarise
-from tombola.lab.report.svg import INK
+from tombola.lab.report.svg import INK, colours
+from tombola.lab.report.words import count, listing, percent, spread
 
 
 @dataclass(frozen=True)
@@ -43,28 +44,43 @@ def read_summary(folders: Iterable[Path]) -> Summary:
     return summarise(read_run(folder) for folder in find_runs(folders))
 
 
-def write_report(folders: Sequence[Path], output: Path | None = None, *, commands: Sequence[str] = ()) -> Written:
+def write_report(
+    folders: Sequence[Path],
+    output: Path | None = None,
+    *,
+    figure: Path | None = None,
+    commands: Sequence[str] = (),
+) -> Written:
     """Write the report of every run at or below `folders`.
 
     Args:
         folders: run folders, or folders of run folders.
         output: the page; None: `report.html` in the first folder. The CSV goes beside it as `results.csv`.
+        figure: an SVG file for test accuracy against density, apart from the page; None: no such file.
         commands: how to run it again, shown at the foot of the page.
 
     Raises:
-        LabError: no run there, a damaged one, or a place that cannot be written to.
+        LabError: no run there, a damaged one, no ticket for the figure, or a place that cannot be written to.
     """
     summary = read_summary(folders)
     html = folders[0] / "report.html" if output is None else output
     table = html.with_name("results.csv" if html.stem == "report" else f"{html.stem}.csv")
-    page = render(summary, csv_name=table.name, commands=commands)
-    try:
-        html.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(table, csv_text(summary).encode())
-        write_atomically(html, page.encode())
-    except OSError as error:
-        raise LabError(f"{html}: cannot be written: {error.strerror}; choose another place with -o") from error
+    _write(table, csv_text(summary), "-o")
+    _write(html, render(summary, csv_name=table.name, commands=commands), "-o")
+    if figure is not None:
+        tasks = [task for task in summary.tasks if task.tickets]
+        if not tasks:
+            raise LabError(f"{figure}: there is no ticket to draw yet; finish a search first")
+        _write(figure, figures.picture(tasks), "--figure")
     return Written(html=html, csv=table, summary=summary)
+
+
+def _write(path: Path, text: str, option: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text.encode())
+    except OSError as error:
+        raise LabError(f"{path}: cannot be written: {error.strerror}; choose another place with {option}") from error
 
 
 def render(summary: Summary, *, csv_name: str, commands: Sequence[str]) -> str:
@@ -82,16 +98,14 @@ def render(summary: Summary, *, csv_name: str, commands: Sequence[str]) -> str:
         account=account(summary),
         unfinished=_unfinished(summary),
         tasks=[_task(task, number) for number, task in enumerate(summary.tasks, start=1)],
-        columns=columns_of(summary),
-        rows=rows_of(summary),
-        models=[_task_name(task, summary) for task in summary.tasks],
-        methods=list(dict.fromkeys(method_name(row.method) for task in summary.tasks for row in task.rows)),
+        table=_table(summary),
         warnings=_warnings(summary.runs),
         commands=commands,
         versions=_versions(summary.runs),
+        seeds=listing(sorted({run.seed for run in summary.runs})),
         folders=[{"name": run.folder.name, "finished": run.finished} for run in summary.runs],
         csv_name=csv_name,
-        css=_asset("report.css"),
+        css=Markup(colours()) + "\n" + _asset("report.css"),
         js=_asset("report.js"),
     )
 
@@ -107,10 +121,6 @@ def _title(summary: Summary) -> str:
     return f"Winning tickets in {models} on {listing(dict.fromkeys(task.data for task in summary.tasks))}"
 
 
-def _task_name(task: Task, summary: Summary) -> str:
-    return task.model if len({t.data for t in summary.tasks}) == 1 else f"{task.model} on {task.data}"
-
-
 def _unfinished(summary: Summary) -> str:
     missing, total = len(summary.unfinished), len(summary.runs)
     verb = "is" if missing == 1 else "are"
@@ -124,10 +134,54 @@ def _task(task: Task, number: int) -> dict[str, Any]:
         "model": task.model,
         "findings": findings(task),
         "legend": [(Markup(mark), name) for mark, name in figures.legend(task, f"l{number}")],
-        "by_density": Markup(figures.accuracy_by_density(task, f"d{number}")) if drawn else "",
-        "by_epochs": Markup(figures.accuracy_by_epochs(task, f"e{number}")) if drawn else "",
+        "by_density": Markup(figures.svg(task, figures.DENSITY, f"d{number}")) if drawn else "",
+        "by_epochs": Markup(figures.svg(task, figures.EPOCHS, f"e{number}")) if drawn else "",
+        "swept": task.swept,
+        "longer": any(row.dense and row.setting for row in task.rows),
         "layers": _layers(task),
+        "trust": trust(task),
+        "soft": [_soft(row) for row in task.tickets if row.gap is not None],
     }
+
+
+def _soft(row: Row) -> dict[str, str]:
+    """How decided a soft search was at the end of a round."""
+    undecided, soft, hard = (
+        "" if found is None else write(found)
+        for found, write in ((row.undecided, lambda s: percent(s.mean)), (row.soft, spread), (row.hard, spread))
+    )
+    dead = ", ".join(row.dead) or "none"
+    return {"name": row.name, "round": str(row.round), "undecided": undecided, "soft": soft, "hard": hard, "dead": dead}
+
+
+def _table(summary: Summary) -> dict[str, Any]:
+    """All results: headings, rows, and what the filters offer. Rows know their filters by number."""
+    tasks = summary.tasks
+    controls = dict.fromkeys(control for task in tasks for control in task.controls)
+    columns = [*result_columns(tasks), *map(control_column, controls)]
+    alike = len({task.data for task in tasks}) == 1
+    models = [task.model if alike else f"{task.model} on {task.data}" for task in tasks]
+    methods = list(dict.fromkeys(method_name(row.method) for task in tasks for row in task.rows))
+    rows = [
+        {
+            "task": number,
+            "model": models[number - 1],
+            "method": 1 + methods.index(method_name(row.method)),
+            "name": row.name,
+            "good": row.good,
+            "cells": [
+                {"text": column.text(row), "value": _key(column.value(row)), "tip": column.tip(row)}
+                for column in columns
+            ],
+        }
+        for number, task in enumerate(tasks, start=1)
+        for row in task.rows
+    ]
+    return {"columns": [column.name for column in columns], "rows": rows, "models": models, "methods": methods}
+
+
+def _key(value: float | None) -> str:
+    return "" if value is None else repr(value)
 
 
 def _layers(task: Task) -> dict[str, Any] | None:
@@ -135,7 +189,7 @@ def _layers(task: Task) -> dict[str, Any] | None:
     inks = {value: role for role, value in INK.items()}
     shown: list[tuple[Row, str]] = []
     for series in figures.series_of(task):
-        row = matching(task, series.rows) or max(series.rows, key=lambda row: row.accuracy.mean)
+        row = matching(series.rows) or max(series.rows, key=lambda row: row.accuracy.mean)
         if row.layers:
             shown.append((row, inks[series.ink]))
     if not shown:

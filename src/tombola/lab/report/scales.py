@@ -58,7 +58,7 @@ def ratio_axis(axes: Axes, values: Sequence[float], *, percents: bool) -> None:
     """A logarithmic x axis for `values`, with round numbers at its ticks."""
     axes.set_xscale("log")
     low, high = (min(values), max(values)) if values else (0.1, 1.0)
-    axes.set_xlim(low / 1.25, high * (1.25 if percents else 1.5))
+    axes.set_xlim(low / 1.25, high * (1.25 if percents else 1.7))  # epochs: room for labels
     axes.xaxis.set_major_locator(FixedLocator(list(_one_two_five(*axes.get_xlim()))))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())

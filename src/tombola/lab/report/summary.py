@@ -9,7 +9,7 @@ import json
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Row:
 
     `epochs` counts the search up to this round and the retraining of its ticket. `epochs_all` adds the same for every
     other initial score that was tried with otherwise equal settings: what it cost to be able to choose this one.
+    `good` is a ticket whose mean accuracy is at least that of the dense net.
     """
 
     data: str
@@ -60,6 +61,7 @@ class Row:
     dead: tuple[str, ...]
     layers: tuple[Layer, ...]
     controls: Mapping[str, Stat] = field(default_factory=dict)
+    good: bool = False
 
     @property
     def dense(self) -> bool:
@@ -91,6 +93,17 @@ class Task:
         """Every row that is a ticket."""
         return tuple(row for row in self.rows if not row.dense)
 
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """The controls that some ticket has."""
+        named = {control for row in self.rows for control in row.controls}
+        return tuple(sorted(named, key=lambda control: ([*CONTROLS, control].index(control), control)))
+
+    @property
+    def swept(self) -> bool:
+        """Whether several initial scores were tried for some ticket."""
+        return any(row.tried > 1 for row in self.rows)
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -108,6 +121,11 @@ class Summary:
 def method_name(method: str) -> str:
     """The short name of a method as a reader knows it."""
     return METHODS.get(method, method)
+
+
+def control_name(control: str) -> str:
+    """The name of a control as a reader knows it."""
+    return CONTROLS.get(control, control)
 
 
 def setting_name(setting: str) -> str:
@@ -149,7 +167,11 @@ def _task(data: str, model: str, runs: list[Run]) -> Task:
         controls = {c: stat([r.test_accuracy for _, r in found]) for c, found in members.items() if c is not None}
         rows.append(_row(own, controls, group, sweeps[group], suffixes[group], last[group]))
     rows.sort(key=_order)
-    return Task(data=data, model=model, rows=tuple(rows), seeds=tuple(sorted({run.seed for run in runs})))
+    task = Task(data=data, model=model, rows=tuple(rows), seeds=tuple(sorted({run.seed for run in runs})))
+    if task.dense is None:
+        return task
+    bar = task.dense.accuracy.mean
+    return replace(task, rows=tuple(replace(r, good=not r.dense and r.accuracy.mean >= bar) for r in task.rows))
 
 
 def _row(

@@ -11,6 +11,7 @@ import html
 import io
 import re
 from collections.abc import Mapping
+from importlib import resources
 from typing import Any
 
 import matplotlib as mpl
@@ -52,23 +53,46 @@ def inline(figure: Figure, prefix: str, *, title: str, points: Mapping[str, str]
         title: what the figure shows, for those who cannot see it (empty: the figure is decoration).
         points: text to show when pointing at an artist, by the artist's gid.
     """
+    svg = _themed(figure)
+    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)  # HTML knows what an <svg> is
+    svg = svg.replace("xlink:href", "href")
+    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
+    svg = re.sub(r'href="#', f'href="#{prefix}-', svg)
+    svg = re.sub(r"url\(#", f"url(#{prefix}-", svg)
+    for gid, text in (points or {}).items():
+        svg = svg.replace(f'<g id="{prefix}-{gid}">', f'<g id="{prefix}-{gid}"><title>{html.escape(text)}</title>')
+    label = f'role="img" aria-label="{html.escape(title)}"' if title else 'aria-hidden="true"'
+    svg = re.sub(r'<svg\s+width="[^"]*"\s+height="[^"]*"', f"<svg {label}", svg, count=1)
+    return re.sub(r'\sversion="1.1"', "", svg, count=1)
+
+
+def standalone(figure: Figure, *, title: str) -> str:
+    """`figure`, drawn as for `inline`, as an SVG file that follows the viewer's light or dark theme on its own."""
+    style = f"<style>{colours()}\nsvg {{ font-family: system-ui, sans-serif; }}</style>"
+    back = '<rect width="100%" height="100%" rx="6" style="fill: var(--page)"/>'
+    svg = re.sub(
+        r"<svg\b([^>]*)>",
+        rf'<svg role="img"\1>\n<title>{html.escape(title)}</title>\n{style}\n{back}',
+        _themed(figure),
+        count=1,
+    )
+    return f"{svg}\n"
+
+
+def colours() -> str:
+    """CSS that gives each role its colour, on light and on dark."""
+    return (resources.files("tombola.lab.report") / "templates" / "colours.css").read_text(encoding="utf-8").strip()
+
+
+def _themed(figure: Figure) -> str:
+    """The `<svg>` element as matplotlib writes it, with the page's fonts and a CSS variable for each role's colour."""
     buffer = io.StringIO()
     with mpl.rc_context(STYLE):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)  # HTML knows what an <svg> is
-    svg = svg.replace("xlink:href", "href")
-    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
-    svg = re.sub(r'href="#', f'href="#{prefix}-', svg)
-    svg = re.sub(r"url\(#", f"url(#{prefix}-", svg)
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
     for role, sentinel in INK.items():
         svg = svg.replace(sentinel, f"var(--{role})")
-    for gid, text in (points or {}).items():
-        svg = svg.replace(f'<g id="{prefix}-{gid}">', f'<g id="{prefix}-{gid}"><title>{html.escape(text)}</title>')
-    label = f'role="img" aria-label="{html.escape(title)}"' if title else 'aria-hidden="true"'
-    svg = re.sub(r'<svg\s+width="[^"]*"\s+height="[^"]*"', f"<svg {label}", svg, count=1)
-    svg = re.sub(r'\sversion="1.1"', "", svg, count=1)
     return re.sub(r"\n\s*\n", "\n", svg).strip()

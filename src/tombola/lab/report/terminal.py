@@ -3,70 +3,64 @@
 from __future__ import annotations
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tombola.lab.report.findings import good, percent, spread
-from tombola.lab.report.summary import CONTROLS, Row, Stat, Summary, Task
-
-
-def summary_tables(summary: Summary) -> Group:
-    """One table for each model and data set: method, round, density, accuracy, epochs, controls."""
-    return Group(*(part for task in summary.tasks for part in (_table(task), Text(""))))
+from tombola.lab.report.columns import accuracy, result_columns
+from tombola.lab.report.findings import trust
+from tombola.lab.report.summary import Summary, Task, control_name
+from tombola.lab.report.words import listing
 
 
 def print_summary(summary: Summary, console: Console) -> None:
-    """Print the tables, and how to read them."""
-    console.print(summary_tables(summary))
-    several = any(row.tried > 1 for task in summary.tasks for row in task.rows)
-    lines = [
-        "Test accuracy in % after retraining, mean ± sd over seeds; epochs of the search so far and the retraining."
-    ]
-    if several:
-        lines.append("“every s₀”: with those of all initial scores tried.")
-    if any(good(row, task) for task in summary.tasks for row in task.rows):
+    """Print a table for each model and data set, whether its searches can be trusted, and how to read it all."""
+    for task in summary.tasks:
+        console.print(_table(task))
+        if said := trust(task):
+            console.print(Text(said))
+        console.print()
+    lines = ["Accuracy: on the test set after retraining, in %, mean ± sd over seeds."]
+    lines.append("Epochs: of the search up to that round and of the retraining")
+    if any(task.swept for task in summary.tasks):
+        lines[-1] += "; every s₀: with those of all initial scores tried"
+    lines[-1] += "."
+    if any(row.good for task in summary.tasks for row in task.rows):
         lines.append("✓: at least as accurate as dense, on average.")
     console.print(Text(" ".join(lines), style="dim"))
 
 
 def _table(task: Task) -> Table:
-    controls = [control for control in CONTROLS if any(control in row.controls for row in task.rows)]
-    sweep = any(row.tried > 1 for row in task.rows)
-    seeds = ", ".join(map(str, task.seeds))
-    table = Table(
-        title=Text(f"{task.model} on {task.data}, seed{'s' if len(task.seeds) > 1 else ''} {seeds}", style="bold"),
-        title_justify="left",
+    columns = result_columns([task])
+    seeds = f"seed{'s' if len(task.seeds) > 1 else ''} {listing(task.seeds)}"
+    table = plain_table(title=Text(f"{task.model} on {task.data}, {seeds}", style="bold"), title_justify="left")
+    table.add_column("method", overflow="fold")
+    for column in columns:
+        table.add_column("" if column.name == "≥ dense" else column.name, justify="right", no_wrap=True)
+    place = next(number for number, column in enumerate(columns) if column.name == "accuracy")
+    group = ""
+    for row in task.rows:
+        name = "" if row.group == group else row.name
+        group = row.group
+        style = "bold" if row.dense else "green" if row.good else ""
+        table.add_row(Text(name), *(Text(column.text(row)) for column in columns), style=style)
+        for control, found in row.controls.items():
+            table.add_row(Text(f"  {control_name(control)}"), *[""] * place, Text(accuracy(found)), style="dim")
+    return table
+
+
+def plain_table(*, title: Text | None = None, title_justify: str = "left", footer: bool = False) -> Table:
+    """A table without a frame."""
+    return Table(
+        title=title,
+        title_justify=title_justify,  # type: ignore[arg-type]
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
         show_edge=False,
+        show_footer=footer,
         header_style="",
     )
-    table.add_column("method", no_wrap=True)
-    for heading in ("round", "density", "accuracy", "", "epochs", *(["every s₀"] if sweep else [])):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for control in controls:
-        table.add_column(CONTROLS[control], justify="right", no_wrap=True)
-    previous = None
-    for row in task.rows:
-        style = "bold" if row.dense else "green" if good(row, task) else ""
-        table.add_row(*_cells(row, previous, task, controls, sweep=sweep), style=style)
-        previous = row
-    return table
-
-
-def _cells(row: Row, previous: Row | None, task: Task, controls: list[str], *, sweep: bool) -> list[Text]:
-    same = previous is not None and previous.group == row.group
-    cells = ["" if same else row.name, "" if row.dense else str(row.round), percent(row.density.mean)]
-    cells += [_accuracy(row.accuracy), "✓" if good(row, task) else "", f"{row.epochs.mean:,.6g}"]
-    cells += [f"{row.epochs_all.mean:,.6g}"] if sweep else []
-    cells += [_accuracy(row.controls.get(control)) for control in controls]
-    return [Text(cell) for cell in cells]
-
-
-def _accuracy(accuracy: Stat | None) -> str:
-    return "" if accuracy is None else spread(accuracy, unit="")
 
 
 def stdout() -> Console:

@@ -154,8 +154,11 @@ def unpack(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(bits[:count].astype(bool)).view(shape)
 
 
-def largest(values: Tensor, keep: int) -> Tensor:
-    """Bool tensor, True at exactly the ``keep`` largest entries of ``values``; of equal ones, those that come first."""
+def largest(values: Tensor, keep: int, *, generator: torch.Generator | None = None) -> Tensor:
+    """Bool tensor, True at exactly the ``keep`` largest entries of ``values``; of equal ones, those that come first.
+
+    With a (CPU) ``generator`` it draws among equal ones.
+    """
     if not 0 <= keep <= values.numel():
         raise ValueError(f"cannot keep {keep} of {values.numel()} weights")
     flat = values.detach().flatten()
@@ -164,5 +167,7 @@ def largest(values: Tensor, keep: int) -> Tensor:
     threshold = flat.kthvalue(flat.numel() - keep + 1).values
     chosen = flat > threshold
     level = (flat == threshold).nonzero().squeeze(1)
+    if generator is not None:
+        level = level[permutation(level, generator)]
     chosen[level[: keep - int(chosen.sum())]] = True
     return chosen.view(values.shape)

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from tombola.masks import Masks
 from tombola.methods.protocol import Moment, SoftMethod
+from tombola.scaling import undo_loss_scale
 from tombola.states import check_generator, check_keys, check_optimizer, check_tensors
 
 # what a score's parameter group does not take over from its weight's
@@ -63,7 +64,7 @@ class SoftState:
     @torch.no_grad()
     def before_step(self, moment: Moment) -> None:
         """Gradients of the effective weights become those of w and s; the parameters hold w for the optimiser."""
-        self._undo_loss_scale()
+        undo_loss_scale(self.optimizer)
         for slot in self.slots:
             grad = slot.parameter.grad
             towards = torch.zeros_like(slot.weight) if grad is None else grad
@@ -117,17 +118,6 @@ class SoftState:
         for slot in self.slots:
             torch.mul(slot.weight, self.method.surviving_scale(), out=slot.parameter)
             slot.parameter.masked_fill_(~masks[slot.name], 0)
-
-    def _undo_loss_scale(self) -> None:
-        # GradScaler leaves gradients scaled for fused optimisers, which divide by the scale themselves
-        scale = getattr(self.optimizer, "grad_scale", None)
-        if scale is None:
-            return
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.grad.div_(scale.to(parameter.grad.device))
-        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on, as tensors and plain data."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from tombola.masks import Masks
@@ -20,7 +21,7 @@ class Fixed:
         if not isinstance(self.masks, Masks):
             object.__setattr__(self, "masks", Masks(self.masks))
 
-    def start(self, parameters: Mapping[str, Tensor]) -> Masks:
+    def start(self, parameters: Mapping[str, Tensor], *, generator: torch.Generator) -> Masks:
         """The given masks, checked against the parameters' shapes.
 
         Raises:

@@ -1,8 +1,8 @@
 """What a method must offer so that ``attach`` can run it. A method is a frozen dataclass; state lives in ``attach``.
 
-A *hard* method is a set of masks. A *soft* method multiplies each weight w by a mask m(s, t) of a learned score s; its
-effective weight is w·m. The chain rule gives the two gradients from g, that of the effective weight: g·m for w, and
-``pull_back`` for s.
+A *hard* method is a set of masks, which a *dynamic* one changes while training. A *soft* method multiplies each weight
+w by a mask m(s, t) of a learned score s; its effective weight is w·m. The chain rule gives the two gradients from g,
+that of the effective weight: g·m for w, and ``pull_back`` for s.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -27,6 +27,12 @@ def is_number(value: object) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def check_density(density: object, *, name: str = "density") -> None:
+    """Raise ValueError unless ``density`` is a number above 0 and at most 1."""
+    if not (is_number(density) and 0 < density <= 1):  # type: ignore[operator]
+        raise ValueError(f"{name} must be a number above 0 and at most 1, not {density!r}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Moment:
     """Where training stands: ``step`` optimiser steps of ``steps`` are done; ``weights`` weights have a score."""
@@ -36,13 +42,54 @@ class Moment:
     steps_per_epoch: int | None
     weights: int
 
+    def later(self, steps: int) -> Moment:
+        """The moment ``steps`` optimiser steps from here."""
+        return replace(self, step=self.step + steps)
+
 
 @runtime_checkable
 class HardMethod(Protocol):
     """A method whose masks are bits from the first step on."""
 
-    def start(self, parameters: Mapping[str, Tensor]) -> Masks:
-        """Masks to begin with, for exactly these parameters."""
+    def start(self, parameters: Mapping[str, Tensor], *, generator: torch.Generator) -> Masks:
+        """Masks to begin with, for exactly these parameters; random ones are drawn from the (CPU) ``generator``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a dynamic method does around one optimiser step.
+
+    Attributes:
+        gradient: it wants the gradient of all weights, missing ones too; ``p.grad`` is dense before this step.
+        instead: masks move instead of the step, which leaves weights and optimiser as they are.
+        after: masks move after the step.
+    """
+
+    gradient: bool = False
+    instead: bool = False
+    after: bool = False
+
+
+@runtime_checkable
+class DynamicMethod(HardMethod, Protocol):
+    """A hard method whose masks change while training."""
+
+    def plan(self, moment: Moment) -> Plan:
+        """What to do around the optimiser step that follows ``moment``."""
+
+    def observe(self, gradients: Mapping[str, Tensor], memory: dict[str, Tensor], moment: Moment) -> None:
+        """Take note, in ``memory``, of the dense gradients that the plan asked for; they are not copied for it."""
+
+    def move(
+        self,
+        weights: Mapping[str, Tensor],
+        masks: Masks,
+        memory: dict[str, Tensor],
+        moment: Moment,
+        *,
+        generator: torch.Generator,
+    ) -> Masks:
+        """The masks from now on. What ``memory`` holds any longer than needed is stored and saved."""
 
 
 @runtime_checkable

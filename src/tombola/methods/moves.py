@@ -1,0 +1,130 @@
+"""What the methods that move connections during training have in common: when, how many, which.
+
+Evci et al., "Rigging the Lottery", arXiv 1911.11134, sections 3 (2)–(4).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tombola.budgets import Budget, erk, global_
+from tombola.masks import Masks, largest, permutation
+from tombola.methods.protocol import Moment, check_density, is_number
+
+Anneal = Literal["cosine", "constant", "linear", "inverse_power"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moves:
+    """Settings that RigL, SET, SNFS and GraNet share; a base class of theirs.
+
+    Args:
+        density: share of the weights that is kept, all masked layers together.
+        budget: ``(shapes, density) -> counts``, how many each layer keeps: ``uniform``, ``erdos_renyi``, ``erk``, …
+        every: ΔT, updates of the weights from one move to the next.
+        until: share of the steps after which connections no longer move; the drop fraction is annealed until then.
+        drop_fraction: α, share of a layer's connections that the first move drops.
+        anneal: how it falls: ``"cosine"`` α/2·(1 + cos πp), ``"linear"`` α(1 − p), ``"inverse_power"`` α(1 − p)³, or
+            not at all, ``"constant"``; p is the share of ``until`` that is over.
+        move_at_start: move before any training already, as the authors' code; False: first after ``every`` updates.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    density: float
+    budget: Budget = erk
+    every: int = 100
+    until: float = 0.75
+    drop_fraction: float = 0.3
+    anneal: Anneal = "cosine"
+    move_at_start: bool = True
+
+    def __post_init__(self) -> None:
+        check_density(self.density)
+        if not (isinstance(self.every, int) and self.every >= 1):
+            raise ValueError(f"every is a number of steps, at least 1, not {self.every!r}")
+        if not (is_number(self.until) and 0 < self.until <= 1):
+            raise ValueError(f"until is a share of the steps, above 0 and at most 1, not {self.until!r}")
+        if not (is_number(self.drop_fraction) and 0 <= self.drop_fraction <= 1):
+            raise ValueError(f"drop_fraction must be from 0 to 1, not {self.drop_fraction!r}")
+        if self.anneal not in ("cosine", "constant", "linear", "inverse_power"):
+            allowed = "'cosine', 'constant', 'linear' or 'inverse_power'"
+            raise ValueError(f"anneal must be {allowed}, not {self.anneal!r}")
+
+    def fraction(self, moment: Moment) -> float:
+        """The share of its connections that a layer drops in a move at ``moment``."""
+        progress = min(moment.step / (self.until * moment.steps), 1.0)
+        if self.anneal == "cosine":
+            return self.drop_fraction / 2 * (1 + math.cos(math.pi * progress))
+        power = {"constant": 0, "linear": 1, "inverse_power": 3}[self.anneal]
+        return float(self.drop_fraction * (1 - progress) ** power)
+
+    def due(self, moment: Moment, *, period: int) -> bool:
+        """Whether connections move at ``moment``, if a move comes round each ``period`` steps."""
+        early = moment.step == 0 and not self.move_at_start
+        return moment.step % period == 0 and moment.step < self.until * moment.steps and not early
+
+    def start(self, parameters: Mapping[str, Tensor], *, generator: torch.Generator) -> Masks:
+        """Random masks with the budget's counts."""
+        return random_masks(parameters, self.budget, self.density, generator)
+
+
+def random_masks(parameters: Mapping[str, Tensor], budget: Budget, density: float, generator: torch.Generator) -> Masks:
+    """Masks with exactly the budget's counts, at random positions."""
+    counts = checked_counts(parameters, budget, density)
+    masks = {}
+    for name, parameter in parameters.items():
+        mask = torch.zeros(parameter.numel(), dtype=torch.bool, device=parameter.device)
+        mask[permutation(parameter, generator)[: counts[name]]] = True
+        masks[name] = mask.view(parameter.shape)
+    return Masks(masks)
+
+
+def best_masks(scores: Mapping[str, Tensor], budget: Budget, density: float, generator: torch.Generator) -> Masks:
+    """Masks of the highest ``scores``: in each layer as many as its budget says, or of all layers if it is global."""
+    counts = checked_counts(scores, budget, density)
+    if budget is not global_:
+        return Masks({n: largest(score, counts[n], generator=generator) for n, score in scores.items()})
+    flat = torch.cat([score.flatten() for score in scores.values()])
+    chosen = largest(flat, sum(counts.values()), generator=generator).split([s.numel() for s in scores.values()])
+    return Masks({name: mine.view(scores[name].shape) for name, mine in zip(scores, chosen, strict=True)})
+
+
+def checked_counts(parameters: Mapping[str, Tensor], budget: Budget, density: float) -> dict[str, int]:
+    """The budget's counts.
+
+    Raises:
+        ValueError: a budget of the user's own leaves a layer out, or gives it more weights than it has.
+    """
+    counts = budget({name: parameter.shape for name, parameter in parameters.items()}, density)
+    for name, parameter in parameters.items():
+        count = counts.get(name)
+        if not (isinstance(count, int) and 0 <= count <= parameter.numel()):
+            raise ValueError(f"budget: {name!r} is to keep {count!r} of its {parameter.numel()} weights")
+    return counts
+
+
+def drop_and_grow(
+    weight: Tensor, mask: Tensor, growth: Tensor, *, drop: int, grow: int, generator: torch.Generator
+) -> Tensor:
+    """The mask of one layer after its ``drop`` smallest weights are dropped and its ``grow`` best positions grown.
+
+    What was dropped is among the candidates: if it grows at once it keeps its value and its optimiser state.
+
+    Args:
+        weight: effective weights, of the layer's shape.
+        mask: bool, the connections that there are.
+        growth: 0 or more, what makes a missing connection worth having.
+        drop: connections to drop, at most as many as there are.
+        grow: connections to grow.
+        generator: settles ties.
+    """
+    kept = largest(torch.where(mask, weight.detach().abs(), -1.0), int(mask.sum()) - drop, generator=generator)
+    return kept | largest(torch.where(kept, -1.0, growth), grow, generator=generator)

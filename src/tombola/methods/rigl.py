@@ -1,0 +1,79 @@
+"""RigL. Evci, Gale, Menick, Castro & Elsen, "Rigging the Lottery: Making All Tickets Winners", ICML 2020,
+arXiv 1911.11134, algorithm 1.
+
+Every ΔT updates each layer drops its smallest weights and grows as many where the gradient of the loss is largest. The
+gradient is that of the step's own batch, at the masked weights. A move *replaces* the update of that step.
+
+Where paper and code differ, the default is the code's: dropped connections may grow again in the same move (and are
+then as if nothing had happened), and the first move comes before any training (``move_at_start=False``: not).
+Differs from the authors' code in: ties are settled by a seeded generator instead of noise of 1e-5 on the magnitudes;
+dropped weights are zeroed at once, not when they grow again; the cosine does not depend on a first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tombola.masks import Masks
+from tombola.methods.moves import Moves, drop_and_grow
+from tombola.methods.protocol import Moment, Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class RigL(Moves):
+    """Drop by magnitude, grow by gradient.
+
+    Args:
+        average: mean of the gradients of this many steps up to the move instead of that of the move's own (1). Needs
+            memory for the gradients of all layers for as long.
+
+    For the other arguments see :class:`~tombola.methods.moves.Moves`. With small batches, RigL-ITOP (Liu et al., ICML
+    2021) found fewer and larger moves better: ``RigL(density=0.1, **RIGL_ITOP)``.
+    """
+
+    average: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (isinstance(self.average, int) and 1 <= self.average <= self.every + 1):
+            raise ValueError(
+                f"average is a number of steps from 1 to every + 1 = {self.every + 1}, not {self.average!r}"
+            )
+
+    def plan(self, moment: Moment) -> Plan:
+        """Move instead of the update, once in ``every + 1`` steps; the gradients of the steps before are of use too."""
+        ahead = -moment.step % (self.every + 1)
+        window = ahead < self.average and self.due(moment.later(ahead), period=self.every + 1)
+        return Plan(gradient=window, instead=window and ahead == 0)
+
+    def observe(self, gradients: Mapping[str, Tensor], memory: dict[str, Tensor], moment: Moment) -> None:
+        """Add up the gradients of the window; ranks do not depend on its length."""
+        for name, gradient in gradients.items():
+            if self.average == 1:
+                memory[name] = gradient
+            elif name in memory:
+                memory[name].add_(gradient)
+            else:
+                memory[name] = gradient.clone()
+
+    def move(
+        self,
+        weights: Mapping[str, Tensor],
+        masks: Masks,
+        memory: dict[str, Tensor],
+        moment: Moment,
+        *,
+        generator: torch.Generator,
+    ) -> Masks:
+        """Each layer keeps its count."""
+        fraction, moved = self.fraction(moment), {}
+        for name, mask in masks.items():
+            n = int(fraction * int(mask.sum()))
+            moved[name] = drop_and_grow(
+                weights[name], mask, memory.pop(name).abs(), drop=n, grow=n, generator=generator
+            )
+        return Masks(moved)

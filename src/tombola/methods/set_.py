@@ -1,0 +1,47 @@
+"""Sparse Evolutionary Training (SET). Mocanu et al., Nature Communications 2018; as a baseline of arXiv 1911.11134.
+
+After every ΔT-th update each layer drops its smallest weights and grows as many at random among those that are missing
+then; as in the RigL authors' code, one that was just dropped may be among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tombola.masks import Masks
+from tombola.methods.moves import Moves, drop_and_grow
+from tombola.methods.protocol import Moment, Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class SET(Moves):
+    """Drop by magnitude, grow at random. For the arguments see :class:`~tombola.methods.moves.Moves`."""
+
+    def plan(self, moment: Moment) -> Plan:
+        """Move after the update; no gradient of missing connections is ever needed."""
+        return Plan(after=self.due(moment, period=self.every))
+
+    def observe(self, gradients: Mapping[str, Tensor], memory: dict[str, Tensor], moment: Moment) -> None:
+        """Nothing to remember."""
+
+    def move(
+        self,
+        weights: Mapping[str, Tensor],
+        masks: Masks,
+        memory: dict[str, Tensor],
+        moment: Moment,
+        *,
+        generator: torch.Generator,
+    ) -> Masks:
+        """Each layer keeps its count."""
+        fraction, moved = self.fraction(moment), {}
+        for name, mask in masks.items():
+            n = int(fraction * int(mask.sum()))
+            # drawn on the CPU, so that every rank and every device grows the same
+            draw = torch.rand(mask.shape, generator=generator).to(mask.device)
+            moved[name] = drop_and_grow(weights[name], mask, draw, drop=n, grow=n, generator=generator)
+        return Masks(moved)

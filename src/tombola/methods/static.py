@@ -1,0 +1,34 @@
+"""Static: a random mask that never moves, the weakest baseline of arXiv 1911.11134 (``scratch`` in its code)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tombola.budgets import Budget, erk
+from tombola.masks import Masks
+from tombola.methods.moves import random_masks
+from tombola.methods.protocol import check_density
+
+
+@dataclass(frozen=True, kw_only=True)
+class Static:
+    """Train under random masks.
+
+    Args:
+        density: share of the weights that is kept, all masked layers together.
+        budget: ``(shapes, density) -> counts``, how many each layer keeps.
+    """
+
+    density: float
+    budget: Budget = erk
+
+    def __post_init__(self) -> None:
+        check_density(self.density)
+
+    def start(self, parameters: Mapping[str, Tensor], *, generator: torch.Generator) -> Masks:
+        """Random masks with the budget's counts."""
+        return random_masks(parameters, self.budget, self.density, generator)

@@ -17,7 +17,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-ROLES = ("text", "muted", "grid", "dense", "s1", "s2", "s3", "s4", "s5", "s6")
+ROLES = ("text", "muted", "grid", "dense", "s1", "s2", "s3", "s4", "s5")
 INK = {role: f"#{0x10203 + 0x10101 * i:06x}" for i, role in enumerate(ROLES)}
 """The sentinel colour of each role; no figure uses these for anything else."""
 

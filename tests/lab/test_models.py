@@ -1,0 +1,178 @@
+"""The networks of the ticket literature: sizes, shapes, initialisation; and the user's own."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from loop import same
+from torch import nn
+
+from tombola.lab.errors import LabError
+from tombola.lab.models import build, conv2, conv4, conv6, conv_digits, lenet_300_100, resnet20, unmasked
+from tombola.selection import maskable
+
+CIFAR, DIGITS = (3, 32, 32), (1, 8, 8)
+SMALL = ["lenet_300_100", "conv_digits", "conv2", "conv4", "conv6", "resnet20"]
+
+
+def weights(model: nn.Module) -> int:
+    """Weights of convolutions and linear layers: what the papers count."""
+    return sum(m.weight.numel() for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear)))
+
+
+@pytest.mark.parametrize(
+    ("model", "count"),
+    [
+        (lenet_300_100(), 784 * 300 + 300 * 100 + 100 * 10),
+        (lenet_300_100(image_size=8), 64 * 300 + 300 * 100 + 100 * 10),
+        (conv_digits(), 9 * 16 + 9 * 16 * 32 + 4 * 32 * 64 + 64 * 10),
+        (conv2(), 27 * 64 + 9 * 64 * 64 + 16 * 16 * 64 * 256 + 256 * 256 + 2560),
+        (conv4(), 27 * 64 + 9 * (64 * 64 + 64 * 128 + 128 * 128) + 8 * 8 * 128 * 256 + 256 * 256 + 2560),
+        (conv6(), 27 * 64 + 9 * (64 * 64 + 64 * 128 + 128**2 + 128 * 256 + 256**2) + 16 * 256 * 256 + 256 * 256 + 2560),
+        (resnet20(), 270_896),  # Frankle & Carbin, appendix I
+    ],
+)
+def test_weights(model: nn.Module, count: int) -> None:
+    assert weights(model) == count
+
+
+def test_conv6_in_millions() -> None:
+    assert weights(conv6()) == 2_261_184  # 1.14 M in convolutions, 1.11 M and 2.6 k in linear layers
+
+
+def test_layers_of_resnet20() -> None:
+    model = resnet20()
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert [c.kernel_size for c in convolutions].count((3, 3)) == 19  # and one linear layer: 20
+    assert [(c.in_channels, c.out_channels) for c in convolutions if c.kernel_size == (1, 1)] == [(16, 32), (32, 64)]
+    left_out = unmasked("resnet20")
+    masked = maskable(model, lambda name, parameter: name not in left_out)
+    assert sum(p.numel() for p in masked.values()) == 267_696
+    assert sum(dict(model.named_parameters())[name].numel() for name in left_out) == 2_560 + 640
+    assert unmasked("conv6") == unmasked("mine:net") == ()
+
+
+def test_resnet20_by_hand() -> None:
+    """The same function written down once more, in plain operations."""
+    model = resnet20().eval()
+    state, x = model.state_dict(), torch.randn(2, *CIFAR)
+
+    def conv(name: str, x: torch.Tensor, stride: int = 1) -> torch.Tensor:
+        weight = state[f"{name}.weight"]
+        return nn.functional.conv2d(x, weight, stride=stride, padding=weight.shape[2] // 2)
+
+    def norm(name: str, x: torch.Tensor) -> torch.Tensor:
+        mean, var = state[f"{name}.running_mean"], state[f"{name}.running_var"]
+        shape = (1, -1, 1, 1)
+        out = (x - mean.view(shape)) / (var.view(shape) + 1e-5).sqrt()
+        return out * state[f"{name}.weight"].view(shape) + state[f"{name}.bias"].view(shape)
+
+    y = norm("norm0", conv("conv0", x)).relu()
+    for stage in (1, 2, 3):
+        for block in range(3):
+            at, stride = f"stage{stage}.{block}", 2 if block == 0 and stage > 1 else 1
+            inner = norm(f"{at}.norm1", conv(f"{at}.conv1", y, stride)).relu()
+            inner = norm(f"{at}.norm2", conv(f"{at}.conv2", inner))
+            y = (inner + (y if stride == 1 else conv(f"{at}.shortcut", y, stride))).relu()
+    out = y.mean((2, 3)) @ state["fc.weight"].T + state["fc.bias"]
+    assert torch.allclose(model(x), out, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(("shape", "classes"), [(CIFAR, 10), (DIGITS, 3)])
+def test_outputs(name: str, shape: tuple[int, ...], classes: int) -> None:
+    model = build(name, input_shape=shape, classes=classes, seed=0)
+    assert model.training
+    assert model.eval()(torch.zeros(2, *shape)).shape == (2, classes)
+    assert all(parameter.device.type == "cpu" for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_initialisation(name: str) -> None:
+    model = build(name, input_shape=CIFAR, classes=10, seed=0)
+    for path, module in model.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            outputs, inputs = module.weight.shape[:2]
+            patch = module.weight[0, 0].numel()
+            deviation = math.sqrt(2 / ((inputs + outputs) * patch))  # Glorot & Bengio
+            count = module.weight.numel()
+            assert abs(float(module.weight.detach().std()) / deviation - 1) < 6 / math.sqrt(2 * count), path
+            assert abs(float(module.weight.detach().mean())) < 6 * deviation / math.sqrt(count), path
+            assert module.bias is None or not module.bias.any(), path
+        elif isinstance(module, nn.BatchNorm2d):
+            assert (module.weight == 1).all()
+            assert (module.running_var == 1).all()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_seed_gives_a_model(name: str) -> None:
+    state = torch.random.get_rng_state()
+    one, two, other = (build(name, input_shape=DIGITS, classes=10, seed=seed) for seed in (4, 4, 5))
+    assert same(one.state_dict(), two.state_dict())
+    assert not same(one.state_dict(), other.state_dict())
+    assert torch.equal(torch.random.get_rng_state(), state)
+    with torch.random.fork_rng():
+        torch.manual_seed(9)
+        one.reset_parameters()
+    assert not same(one.state_dict(), two.state_dict())  # a control that is initialised anew differs in its weights
+
+
+def test_too_small_an_image() -> None:
+    with pytest.raises(LabError, match="too small to be halved 3 times"):
+        conv6(image_size=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "says"),
+    [
+        ("vgg", CIFAR, "model 'vgg': there is lenet_300_100, conv_digits, .*; or give your own as module:function"),
+        ("resnet20", (6,), r"takes images of shape \(channels, size, size\), but one example .* has shape \(6,\)"),
+        ("resnet20", (3, 8, 9), r"\(3, 8, 9\)"),
+        ("nowhere_to_be_found:net", CIFAR, "there is no module 'nowhere_to_be_found'"),
+        ("own_nets:nothing", CIFAR, "has no function 'nothing'"),
+        ("own_nets:wrong", CIFAR, "the function returned int, not a torch.nn.Module"),
+        ("own_nets:fails", CIFAR, "failed: ZeroDivisionError"),
+        ("own_nets:wants", CIFAR, "needs the argument 'width'; it may only need some of: input_shape, classes, in_ch"),
+    ],
+)
+def test_mistakes(name: str, shape: tuple[int, ...], says: str, own_nets: Path) -> None:
+    with pytest.raises(LabError, match=says):
+        build(name, input_shape=shape, classes=10, seed=0)
+
+
+@pytest.fixture
+def own_nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "own_nets.py").write_text(
+        """
+from torch import nn
+
+def wrong(): return 3
+def fails(): return 1 / 0
+def wants(width): return None
+
+def flat(input_shape, classes, width=7):
+    return nn.Sequential(nn.Flatten(), nn.Linear(input_shape[0], width), nn.Linear(width, classes))
+
+def image(*, in_channels, image_size, classes):
+    return nn.Sequential(nn.Conv2d(in_channels, 4, image_size), nn.Flatten(), nn.Linear(4, classes))
+
+class Net(nn.Linear):
+    def __init__(self, input_shape, classes, **rest):
+        assert not rest
+        super().__init__(*input_shape, classes)
+"""
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def test_nets_of_the_users_own(own_nets: Path) -> None:
+    flat = build("own_nets:flat", input_shape=(6,), classes=3, seed=0)
+    assert flat(torch.zeros(2, 6)).shape == (2, 3)
+    assert same(flat.state_dict(), build("own_nets:flat", input_shape=(6,), classes=3, seed=0).state_dict())
+    assert build("own_nets:image", input_shape=DIGITS, classes=3, seed=0)(torch.zeros(2, *DIGITS)).shape == (2, 3)
+    assert build("own_nets:Net", input_shape=(6,), classes=3, seed=0)(torch.zeros(2, 6)).shape == (2, 3)

@@ -13,8 +13,23 @@ from torch.optim import SGD, Optimizer
 from zoo import Net
 
 import tombola
-from tombola import IMP, Attachment, ContinuousSparsification, Fixed, Masks, StochasticSparsification, TicketSearch
-from tombola.methods.protocol import SoftMethod
+from tombola import (
+    IMP,
+    SET,
+    SNFS,
+    SNIP,
+    Attachment,
+    ContinuousSparsification,
+    Fixed,
+    GradualMagnitude,
+    Masks,
+    RigL,
+    Static,
+    StochasticSparsification,
+    TicketSearch,
+    uniform,
+)
+from tombola.methods.protocol import HardMethod, SoftMethod
 
 Start = Callable[[nn.Module, Optimizer, Net, int], Attachment]
 
@@ -30,6 +45,7 @@ class Entry:
         hardens: the step of ``steps`` after which the mask is hard; None: never by itself.
         trains_weights: False: masked weights stay as they are.
         steers: it moves scores whatever the learning rate.
+        moves: its masks change between steps; connections that are new begin at 0.
     """
 
     attach: Start
@@ -38,9 +54,10 @@ class Entry:
     hardens: Callable[[int], int] | None = None
     trains_weights: bool = True
     steers: bool = False
+    moves: bool = False
 
 
-def attached(method: SoftMethod) -> Start:
+def attached(method: SoftMethod | HardMethod) -> Start:
     return lambda model, optimizer, net, steps: tombola.attach(model, optimizer, method, steps=steps, seed=5)
 
 
@@ -69,7 +86,16 @@ def second_round(model: nn.Module, optimizer: Optimizer, net: Net, steps: int) -
     return next(rounds).attach(optimizer, steps=steps)
 
 
+def kept_by(method: Static | SNIP | RigL | SET | SNFS | GradualMagnitude) -> Callable[[Mapping[str, int]], int]:
+    return lambda sizes: round(method.density * sum(sizes.values()))
+
+
+def dynamic(method: RigL | SET | SNFS) -> Entry:
+    return Entry(attached(method), hard=True, kept=kept_by(method), moves=True)
+
+
 CS = ContinuousSparsification
+ONCE, GRADUAL = SNIP(density=0.3), GradualMagnitude(density=0.3, every=1, begin=0.1, until=0.6)
 METHODS = {
     "fixed": Entry(fixed, hard=True, kept=lambda sizes: sum(size // 2 for size in sizes.values())),
     "imp": Entry(second_round, hard=True, kept=lambda sizes: round(0.4 * sum(sizes.values()))),
@@ -81,6 +107,13 @@ METHODS = {
     "cs supermask": Entry(attached(CS(train_weights=False)), trains_weights=False),
     "ss": Entry(attached(StochasticSparsification(initial_score=0.0))),
     "ss supermask": Entry(attached(StochasticSparsification(train_weights=False)), trains_weights=False),
+    "static": Entry(attached(Static(density=0.3)), hard=True, kept=kept_by(Static(density=0.3))),
+    "rigl": dynamic(RigL(density=0.3, every=1, drop_fraction=0.5)),
+    "rigl mean": dynamic(RigL(density=0.3, every=2, average=2, budget=uniform, move_at_start=False, until=1.0)),
+    "set": dynamic(SET(density=0.3, every=2)),
+    "snfs": dynamic(SNFS(density=0.3, every=2, anneal="linear")),
+    "snip": Entry(attached(ONCE), hard=True, kept=kept_by(ONCE), moves=True),
+    "gradual": Entry(attached(GRADUAL), hard=True, kept=kept_by(GRADUAL), moves=True),
 }
 
 

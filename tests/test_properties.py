@@ -22,10 +22,11 @@ from zoo import NETS, Net
 
 import tombola
 from tombola import Attachment, Fixed
+from tombola.methods.protocol import DynamicMethod
 
 STEPS = 6
 MLP = NETS["mlp"]
-HARD = {name: entry for name, entry in METHODS.items() if entry.hard or entry.hardens}
+HARD = {name: entry for name, entry in METHODS.items() if (entry.hard or entry.hardens) and not entry.moves}
 
 # what torch says of one of the nets in the zoo
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -36,13 +37,14 @@ every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIM
 
 
 def check_ticket(run: Attachment) -> None:
-    """Inside hard(), dropped weights are exactly 0 and the others are not."""
+    """Inside hard(), dropped weights are exactly 0 and the others are not, but for those that have just grown."""
     with run.hard():
         for name, mask in run.masks.items():
             weight = run.parameters[name].detach()
             assert weight.isfinite().all()
             assert not weight[~mask].any()
-            assert int(weight.count_nonzero()) == int(mask.sum())
+            live, kept = int(weight.count_nonzero()), int(mask.sum())
+            assert live == kept or (isinstance(run.method, DynamicMethod) and live < kept)
 
 
 def grown_hard(entry: Entry, make: str = "momentum") -> World:
@@ -113,7 +115,7 @@ def test_counts_are_exact(entry: Entry, name: str) -> None:
     if entry.kept is not None:
         assert sum(masks.counts().values()) == entry.kept(masks.sizes())
     it.run.detach()
-    assert {n: int(p.count_nonzero()) for n, p in it.run.parameters.items()} == masks.counts()
+    check_ticket(it.run)
 
 
 @every_method
@@ -164,7 +166,8 @@ def test_copies_of_the_model_are_plain_models(entry: Entry, clone: partial[nn.Mo
     assert not hooks_of(twin, own)
     before = copied(it.model.state_dict())
     train(twin, own, NETS["conv"], range(3))
-    assert all(parameter.count_nonzero() == parameter.numel() for parameter in twin.parameters() if parameter.ndim > 1)
+    masks = it.run.masks
+    assert all(p.detach()[~masks[n]].any() for n, p in twin.named_parameters() if n in masks and not masks[n].all())
     assert not differ(it.model.state_dict(), before)
     again = tombola.attach(twin, own, Fixed(half(twin)), steps=1)  # a copy can get an attachment of its own
     assert again.density < 1
@@ -259,7 +262,7 @@ def test_clipping_sees_live_weights_only(entry: Entry) -> None:
 def test_a_step_that_loss_scaling_skips_changes_nothing(entry: Entry, make: str) -> None:
     """GradScaler does not call the optimiser at all, or, if it is a fused one, lets it skip by itself."""
     ends = []
-    for bad in ((), (1, 4)):
+    for bad in ((), (2, 5)):  # not the first: fused optimisers begin their state even in a step that they skip
         it = world(entry, make, MLP, STEPS)
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
         step = 0
@@ -336,7 +339,7 @@ def test_nothing_learns_at_a_learning_rate_of_zero(entry: Entry, make: str) -> N
     train(model, optimizer, MLP, range(3), scheduler=scheduler)
     weights, scores = it.run.weights, it.run.scores
     train(model, optimizer, MLP, range(3, STEPS), scheduler=scheduler)
-    assert not differ(it.run.weights, weights)
+    assert entry.moves or not differ(it.run.weights, weights)
     assert entry.steers or same(it.run.scores, scores)
 
 
@@ -350,6 +353,8 @@ def test_each_parameter_group_has_its_own_learning_rate(entry: Entry) -> None:
     train(model, optimizer, MLP, range(2))
     for name in MLP.masked:
         fixed = name == "0.weight"
+        if fixed and entry.moves:
+            continue
         assert same(it.run.weights[name], weights[name]) == (fixed or not entry.trains_weights)
         if scores and not entry.steers:
             assert same(it.run.scores[name], scores[name]) == fixed
@@ -380,7 +385,7 @@ def test_parameters_without_gradient_in_a_step(entry: Entry) -> None:
     train(it.model, it.optimizer, net, range(3, STEPS))
     check_ticket(it.run)
     assert same(it.run.weights["left.weight"], before["left.weight"]) != entry.trains_weights
-    if not entry.hardens:
+    if not entry.hardens and not entry.moves:
         assert not differ(it.run.weights["right.weight"], before["right.weight"])
     assert not it.run.parameters["right.weight"].grad
 

@@ -143,6 +143,8 @@ class Ticket:
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically: a bit per masked weight, the kept start weights, provenance.
 
+        The same ticket always makes the same bytes.
+
         Raises:
             OSError: the file cannot be written; an older one is then as it was.
         """
@@ -155,7 +157,7 @@ class Ticket:
         shapes = {name: list(mask.shape) for name, mask in self.masks.items()}
         about = {"shapes": json.dumps(shapes), "provenance": json.dumps(self.provenance)}
         metadata = {"format": FORMAT, **about, "sha256": _digest(tensors, about.values())}
-        write_atomically(Path(path), save(tensors, metadata))
+        write_atomically(Path(path), _in_order(save(tensors, metadata)))
 
     @classmethod
     def load(cls, path: str | Path) -> Ticket:
@@ -181,6 +183,16 @@ class Ticket:
             raise
         except (SafetensorError, ValueError, TypeError, OSError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read as a ticket: {error}") from error
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with its metadata in the order of their keys; as written, they are in another each time."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
 def _digest(tensors: Mapping[str, Tensor], about: Iterable[str]) -> str:

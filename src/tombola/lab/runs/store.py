@@ -20,7 +20,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -57,6 +57,7 @@ class RunFolder:
             ) from error
         self._lock = _locked(self.path / "lock", patience)
         self._metrics: IO[bytes] | None = None
+        self._number = self._intact = 0  # of the newest checkpoint, and of the newest that is known to be intact
         try:
             self._check_identity()
             for leftover in (*self.path.glob(".*.part"), *self.tickets.glob(".*.part")):
@@ -117,7 +118,8 @@ class RunFolder:
         write_checkpoint(
             self._checkpoint(self._number), {"config": self.config.content_hash, "metrics": place, **state}
         )
-        self._delete_checkpoints(but=2)
+        self._delete_checkpoints(but=(self._intact, self._number))
+        self._intact = self._number
 
     def resume(self, *, warn: Callable[[str], None], device: torch.device | str = "cpu") -> dict[str, Any] | None:
         """The newest checkpoint that is intact, or None to start from the beginning; metrics are cut back to it.
@@ -133,7 +135,7 @@ class RunFolder:
         state, damage = None, ""
         for number in reversed(numbers):
             try:
-                state = self._read(number, device)
+                state, self._intact = self._read(number, device), number
                 break
             except LabError as error:
                 damage = str(error)
@@ -163,11 +165,10 @@ class RunFolder:
         found = (re.fullmatch(r"checkpoint-(\d+)\.pt", path.name) for path in self.path.iterdir())
         return sorted(int(match[1]) for match in found if match)
 
-    def _delete_checkpoints(self, *, but: int = 0) -> None:
-        """Delete all checkpoints ``but`` the newest ones."""
-        numbers = self._checkpoints()
-        for number in numbers[: len(numbers) - but]:
-            self._checkpoint(number).unlink()
+    def _delete_checkpoints(self, *, but: Collection[int] = ()) -> None:
+        for number in self._checkpoints():
+            if number not in but:
+                self._checkpoint(number).unlink()
 
     def _read(self, number: int, device: torch.device | str) -> dict[str, Any]:
         path = self._checkpoint(number)
@@ -207,7 +208,7 @@ class RunFolder:
         mend = f"delete {self.path} to run it again"
         try:
             expected = json.loads(path.read_bytes())["metrics_sha256"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise LabError(f"{path}: is damaged; {mend}") from None
         if not metrics.exists() or hashlib.sha256(metrics.read_bytes()).hexdigest() != expected:
             raise LabError(f"{metrics}: was changed after the run was finished; {mend}")
@@ -226,9 +227,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
-        except ValueError:
-            raise LabError(f"{path}: line {number} is damaged; delete {path.parent} to run it again") from None
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict):
+            raise LabError(f"{path}: line {number} is damaged; delete {path.parent} to run it again")
+        records.append(record)
     return records
 
 

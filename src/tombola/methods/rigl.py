@@ -41,7 +41,7 @@ class RigL(Moves):
         super().__post_init__()
         if not (isinstance(self.average, int) and 1 <= self.average <= self.every + 1):
             raise ValueError(
-                f"average is a number of steps from 1 to every + 1 = {self.every + 1}, not {self.average!r}"
+                f"average is a number of steps from 1 to {self.every + 1} (every + 1), not {self.average!r}"
             )
 
     def plan(self, moment: Moment) -> Plan:

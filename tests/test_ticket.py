@@ -84,6 +84,7 @@ def layers(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
 def test_a_file_gives_the_ticket_back(masked: dict[str, Any], provenance: dict[str, Any]) -> None:
     start = {name: value for name, (_, value) in masked.items()}
     start |= {"counter ": torch.tensor(7), "bytes ": torch.arange(5).byte(), "none ": torch.zeros(0, 3)}
+    start |= {"narrow ": torch.ones(2).to(torch.float8_e4m3fn), "complex ": torch.ones(2, dtype=torch.complex64)}
     ticket = Ticket(Masks({name: mask for name, (mask, _) in masked.items()}), start, provenance)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ticket"

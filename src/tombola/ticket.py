@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from tombola.selection import unwrapped
 from tombola.states import check_plain, finite
 
 FORMAT = "tombola-ticket-1"
+MOST_DIMENSIONS = 32  # that numpy and torch both have
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,8 +183,9 @@ class Ticket:
             return cls(*_unpacked(tensors, json.loads(about[0])), json.loads(about[1]))
         except FileNotFoundError:
             raise
-        except (SafetensorError, ValueError, TypeError, OSError, RecursionError) as error:
-            raise ValueError(f"{path} cannot be read as a ticket: {error}") from error
+        except (SafetensorError, ValueError, TypeError, OSError, RuntimeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(f"{path} cannot be read as a ticket: {reason}") from error
 
 
 def _in_order(content: bytes) -> bytes:
@@ -209,12 +212,15 @@ def _unpacked(tensors: Mapping[str, Tensor], shapes: object) -> tuple[Masks, dic
         raise ValueError("its shapes are not a mapping")
     masks, start = {}, {}
     for name, shape in shapes.items():
-        if not (isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)):
-            raise ValueError(f"the shape of {name!r} is {shape!r}")
+        if not _is_shape(shape):
+            raise ValueError(f"the shape of {name!r} is {shape!s:.80}")
         for entry in (f"mask/{name}", f"start/{name}"):
             if entry not in tensors:
                 raise ValueError(f"entry {entry!r} is missing")
-        masks[name] = unpack(tensors[f"mask/{name}"], tuple(shape))
+        try:
+            masks[name] = unpack(tensors[f"mask/{name}"], tuple(shape))
+        except ValueError as error:
+            raise ValueError(f"entry 'mask/{name}': {error}") from None
         values = tensors[f"start/{name}"]
         if values.shape != (int(masks[name].sum()),):
             raise ValueError(
@@ -228,6 +234,13 @@ def _unpacked(tensors: Mapping[str, Tensor], shapes: object) -> tuple[Masks, dic
             raise ValueError(f"entry {entry!r} does not belong there")
         start.setdefault(name, tensor)
     return Masks(masks), start
+
+
+def _is_shape(value: object) -> bool:
+    """Whether torch can make a tensor of this shape, be it one without entries."""
+    if not isinstance(value, list) or len(value) > MOST_DIMENSIONS:
+        return False
+    return all(type(size) is int and size >= 0 for size in value) and math.prod(max(n, 1) for n in value) < 2**48
 
 
 # ---- models

@@ -22,6 +22,7 @@ from tombola import (
     ContinuousSparsification,
     Fixed,
     GradualMagnitude,
+    GraNet,
     Masks,
     RigL,
     Static,
@@ -112,6 +113,7 @@ METHODS = {
     "rigl mean": dynamic(RigL(density=0.3, every=2, average=2, budget=uniform, move_at_start=False, until=1.0)),
     "set": dynamic(SET(density=0.3, every=2)),
     "snfs": dynamic(SNFS(density=0.3, every=2, anneal="linear")),
+    "granet": dynamic(GraNet(density=0.3, every=2, prune_until=0.5, drop_fraction=0.5)),
     "snip": Entry(attached(ONCE), hard=True, kept=kept_by(ONCE), moves=True),
     "gradual": Entry(attached(GRADUAL), hard=True, kept=kept_by(GRADUAL), moves=True),
 }

@@ -7,6 +7,7 @@ from tombola.masks import Masks
 from tombola.methods.continuous import ContinuousSparsification
 from tombola.methods.fixed import Fixed
 from tombola.methods.gradual import GradualMagnitude
+from tombola.methods.granet import GraNet
 from tombola.methods.magnitude import IMP
 from tombola.methods.rigl import RigL
 from tombola.methods.set_ import SET
@@ -28,6 +29,7 @@ __all__ = [
     "Attachment",
     "ContinuousSparsification",
     "Fixed",
+    "GraNet",
     "GradualMagnitude",
     "Masks",
     "RigL",

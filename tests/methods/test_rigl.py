@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
 import tombola
-from tombola import SET, SNFS, Attachment, Masks, RigL, uniform
+from tombola import SET, SNFS, Attachment, GraNet, Masks, RigL, uniform
 from tombola.methods.moves import Anneal, drop_and_grow
 from tombola.methods.protocol import DynamicMethod, Moment
 
@@ -206,6 +206,23 @@ def test_snfs_grows_by_the_mean_gradient() -> None:
     step(model, optimizer, [0.0, 0.0, 0.0, 2.5])
     assert run._state.memory["fc.weight"].tolist() == [[0.0, 0.0, 1.0, 1.5]]  # type: ignore[union-attr]
     assert kept(run) == [0, 3]
+
+
+def test_granet_prunes_and_moves() -> None:
+    method = GraNet(density=0.25, initial_density=1.0, every=1, drop_fraction=0.5, prune_until=0.5, anneal="constant")
+    assert method.density_at(moment(249)) == pytest.approx(0.25 + 0.75 / 8)
+    model, optimizer, run = begun(
+        method, [4.0, 3.0, 2.0, 1.0, 5.0, 6.0, 7.0, 8.0], [1] * 8, lambda p: SGD(p, lr=0.0), steps=4
+    )
+    assert run.density == 1.0
+    # after update 1 of 2: round((0.25 + 0.75/8)·8) = 3 stay: 6, 7, 8; int(0.5·3) = 1 is dropped: 6, and 3 grows
+    step(model, optimizer, [0.0, 5.0, 1.0, 1.0, 1.0, 1.0, 9.0, 9.0])
+    assert kept(run) == [1, 6, 7]
+    assert model.fc.weight.tolist() == [[0.0, 3.0, 0.0, 0.0, 0.0, 0.0, 7.0, 8.0]]  # what grows at once keeps its value
+    # after update 2: two stay; one is dropped, one grows
+    step(model, optimizer, [0.0, 5.0, 6.0, 1.0, 1.0, 1.0, 9.0, 0.0])
+    assert kept(run) == [6, 7]  # the seventh is dropped and grows again
+    assert run._state.memory == {}  # type: ignore[union-attr]
 
 
 def test_gradients_between_moves_are_masked() -> None:

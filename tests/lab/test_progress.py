@@ -63,17 +63,17 @@ def test_plain_lines() -> None:
             watch(name, event)
     lines = printed(to).replace("\N{NO-BREAK SPACE}", " ").splitlines()
     assert lines == [
-        "done (1 of 3 runs): dense · net · digits · seed 0",
+        "done (1 of 3 runs): Dense · net · digits · seed 0",
         "10 % of 120 epochs",
         "20 % of 120 epochs",
         "30 % of 120 epochs",
         "40 % of 120 epochs",
         "50 % of 120 epochs",
-        " 97.1 %  IMP keep = 0.8, round 1: 80 % of the weights  net · digits · seed 0",
+        " 97.1 %  IMP keep = 0.8, round 1: 80 % kept  net · digits · seed 0",
         "60 % of 120 epochs",
         "warning: round 1: conv1.weight has no weight left  net · digits · seed 0",
-        " 50.0 %  IMP keep = 0.8, round 1, shuffled: 80 % of the weights  net · digits · seed 0",
-        "done (2 of 3 runs): imp keep=0.8 · net · digits · seed 0",
+        " 50.0 %  IMP keep = 0.8, round 1, shuffled: 80 % kept  net · digits · seed 0",
+        "done (2 of 3 runs): IMP keep = 0.8 · net · digits · seed 0",
         "failed: data 'x': not found  net · digits · seed 0",
     ]
 
@@ -95,7 +95,7 @@ def test_live_display(width: int) -> None:
     assert "50 %" in shown  # 40 + 20 of 120 epochs
     assert all(len(line) <= width for line in shown.splitlines())
     if width == 120:
-        assert "imp keep=0.8 · net · digits · seed 0" in shown
+        assert "IMP keep = 0.8 · net · digits · seed 0" in shown.replace("\N{NO-BREAK SPACE}", " ")
         assert "epoch 40: [bold]not markup[/bold]" in shown
     last = printed(ended)
     assert "2 of 3 runs" in last

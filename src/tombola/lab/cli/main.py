@@ -27,9 +27,9 @@ def cli() -> None:
 
     \b
     Examples:
-      tombola search --out runs/digits             a whole study in two minutes, no download
-      tombola inspect TICKET                       what a ticket keeps, and where it comes from
-      tombola report runs/digits                   a page with figures and tables of all runs there
+      tombola search --out runs/digits    a whole study in minutes, no download
+      tombola inspect TICKET              what a ticket keeps, where it comes from
+      tombola report runs/digits          a page about all runs in that folder
     """
 
 
@@ -48,9 +48,9 @@ def search(context: click.Context, /, **options: Any) -> None:
     \b
     Examples:
       tombola search --out runs/digits
-      tombola search --method cs --density 0.1,0.05 --seeds 0,1,2 --out runs/asked
-      tombola search --method cs,imp --data cifar10 --data-dir DIR --model resnet20 --device cuda
-      tombola search --method cs --initial-score -0.05,0 --data mine:load --model mine:net
+      tombola search --density 0.1,0.05 --seeds 0,1,2 --out runs/asked
+      tombola search --method cs,imp --data cifar10 --data-dir DIR --device cuda
+      tombola search --initial-score -0.05,0 --data mine:load --model mine:net
     """
     from tombola.lab.cli.searching import Search
 
@@ -64,7 +64,7 @@ def inspect(ticket: Path) -> None:
 
     \b
     Example:
-      tombola inspect runs/digits/cs-conv_digits-digits-s0-0123456789ab/tickets/round-01.safetensors
+      tombola inspect runs/digits/RUN/tickets/round-01.safetensors
     """
     from tombola.lab.cli.inspection import description, load
     from tombola.lab.report.terminal import stdout

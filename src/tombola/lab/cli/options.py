@@ -67,11 +67,12 @@ class Grouped(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the groups."""
-        records = {param.name: _plain(param.get_help_record(ctx)) for param in self.get_params(ctx)}
-        where = {*HERE, "help"}
-        for title, wanted in (("What to search", False), ("Where and how", True)):
+        what = [param for param in self.params if param.name not in HERE]
+        where = [param for param in self.get_params(ctx) if param not in what]
+        for title, params in (("What to search", what), ("Where and how", where)):
+            records = (_plain(param.get_help_record(ctx)) for param in params)
             with formatter.section(title):
-                formatter.write_dl([r for name, r in records.items() if r is not None and (name in where) is wanted])
+                formatter.write_dl([record for record in records if record is not None])
 
 
 def _plain(record: tuple[str, str] | None) -> tuple[str, str] | None:

@@ -13,8 +13,9 @@ from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Column
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from tombola.lab.report.summary import control_name, method_name, setting_name
@@ -50,7 +51,7 @@ class Board:
         run = self.runs.setdefault(name, State(total=int(event.get("total_epochs", 1)), title=name))
         match event.get("event"):
             case "start":
-                run.title, run.total = str(event["title"]), int(event["total_epochs"])
+                run.title, run.total = _title(str(event["title"])), int(event["total_epochs"])
                 run.status = "active"
             case "epoch":
                 run.done, run.text, run.status = int(event["done"]), str(event["text"]), "active"
@@ -95,7 +96,14 @@ def _result(event: Mapping[str, Any]) -> list[str | tuple[str, str]]:
         return [accuracy, f"  {name}"]
     control = event.get("control")
     kind = f", {control_name(str(control))}" if control else ""
-    return [accuracy, f"  {name}, round {event['round']}{kind}: {percent(float(event['density']))} of the weights"]
+    return [accuracy, f"  {name}, round {event['round']}{kind}: {percent(float(event['density']))} kept"]
+
+
+def _title(title: str) -> str:
+    """A run's title as a reader wants it: "cs s0=-0.1 · net" becomes "CS s₀ = −0.1 · net"."""
+    what, dot, who = title.partition(" · ")
+    method, space, setting = what.partition(" ")
+    return f"{method_name(method)}{space}{setting_name(setting)}{dot}{who}"
 
 
 def _who(run: State) -> str:
@@ -159,19 +167,7 @@ class Running(Quiet):
             console=console,
             expand=True,
         )
-        self.each = Progress(
-            BarColumn(bar_width=12, table_column=Column(min_width=12)),
-            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
-            TextColumn(
-                "{task.fields[text]}",
-                markup=False,
-                style="dim",
-                table_column=Column(no_wrap=True, overflow="ellipsis"),
-            ),
-            console=console,
-        )
         self.all = self.overall.add_task(self._headline(), total=max(self.board.total, 1))
-        self.lines: dict[str, TaskID] = {}
         self.live = Live(self, console=console, refresh_per_second=8, transient=True)
 
     def __enter__(self) -> Self:
@@ -184,7 +180,14 @@ class Running(Quiet):
         self.live.__exit__(kind, error, trace)
 
     def __rich__(self) -> RenderableType:
-        return Group(self.overall, self.each, Text(""), *self.latest)
+        at_work = Table.grid(padding=(0, 1, 0, 0), expand=True)
+        at_work.add_column(width=12)
+        at_work.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+        for run in list(self.board.runs.values()):  # events come while the display is redrawn
+            if run.status == "active":
+                bar = ProgressBar(total=run.total, completed=run.done, width=12)
+                at_work.add_row(bar, Text.assemble(run.title, (f"  {run.text}", "dim")))
+        return Group(self.overall, at_work, Text(""), *self.latest)
 
     def __call__(self, name: str, event: Mapping[str, Any]) -> None:
         """Take in one event."""
@@ -193,13 +196,6 @@ class Running(Quiet):
         if line is not None:
             line.no_wrap, line.overflow = True, "ellipsis"
             self.latest.append(line)
-        if run.status == "active" and name not in self.lines:
-            self.lines[name] = self.each.add_task(run.title, total=run.total, text="")
-        if name in self.lines:
-            if run.status == "active":
-                self.each.update(self.lines[name], completed=run.done, total=run.total, text=run.text)
-            else:
-                self.each.remove_task(self.lines.pop(name))
         self.overall.update(
             self.all, completed=self.board.done, total=max(self.board.total, 1), description=self._headline()
         )

@@ -18,7 +18,7 @@ def print_summary(summary: Summary, console: Console) -> None:
     for task in summary.tasks:
         console.print(_table(task))
         if said := trust(task):
-            console.print(Text(said))
+            console.print(Text(f"\n{said}"))
         console.print()
     lines = ["Accuracy: on the test set after retraining, in %, mean ± sd over seeds."]
     lines.append("Epochs: of the search up to that round and of the retraining")

@@ -27,6 +27,7 @@ from tombola.lab.runs.store import RunFolder
 from tombola.lab.runs.train import Epoch, fit, measure
 from tombola.lab.runs.workshop import Workshop
 from tombola.lab.seeds import derive
+from tombola.masks import Masks
 from tombola.methods.fixed import Fixed
 from tombola.search import TicketSearch
 from tombola.ticket import Ticket, model_tensors
@@ -169,17 +170,17 @@ class _Run:
 
     def _retrain(self, stage: Stage, saved: dict[str, Any] | None) -> None:
         model = self.make.model()
-        ticket = self._controlled(self._ticket(stage.round), stage)
-        masks = ticket.restore(model)
+        masks = self._restore(stage, model)
         optimizer = self.make.optimizer(model)
         run = attach(model, optimizer, Fixed(masks), steps=self.config.epochs * self.steps, select=list(masks))
         self._train(stage, model, optimizer, run, saved, lambda: {"attachment": run.state_dict()})
         self._result(stage, masks.counts(), masks.sizes())
         run.detach()
 
-    def _ticket(self, round_: int) -> Ticket:
+    def _restore(self, stage: Stage, model: nn.Module) -> Masks:
+        """Write the stage's ticket, or the control made of it, into ``model``."""
         try:
-            return Ticket.load(self.folder.ticket_path(round_))
+            return self._controlled(Ticket.load(self.folder.ticket_path(stage.round)), stage).restore(model)
         except (ValueError, FileNotFoundError) as error:
             raise LabError(f"{error}; delete {self.folder.path} to start this run over") from error
 

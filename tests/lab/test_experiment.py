@@ -1,0 +1,450 @@
+"""A run from its config to its numbers: equal to a loop written by hand, repeatable, and resumable at each epoch."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from configs import ASKED, CS, DENSE, EVERY_METHOD, IMP_, ISS
+from loop import differ
+from torch import nn
+
+import tombola
+from tombola.lab.config import Dense, RunConfig
+from tombola.lab.data import digits
+from tombola.lab.errors import LabError
+from tombola.lab.models import build
+from tombola.lab.runs.experiment import Event, Stopped, execute
+from tombola.lab.runs.store import read_metrics
+from tombola.lab.seeds import derive
+from tombola.methods.continuous import ContinuousSparsification
+from tombola.methods.magnitude import IMP
+
+STEPS = 10  # of an epoch: 1,347 digits in batches of 128
+
+
+def files(path: Path) -> dict[str, bytes]:
+    """What a run leaves behind, byte by byte."""
+    found = {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    del found["lock"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a run that nothing ever disturbed, by the name of its config."""
+    out, known = tmp_path_factory.mktemp("finished"), dict[str, Path]()
+
+    def folder(name: str) -> Path:
+        if name not in known:
+            known[name] = execute(EVERY_METHOD[name], out)
+        return known[name]
+
+    return folder
+
+
+def results(path: Path) -> list[dict[str, Any]]:
+    return [record for record in read_metrics(path / "metrics.jsonl") if record["kind"] == "result"]
+
+
+# ---- against a loop written by hand
+
+
+class ByHand:
+    """Training as a user would write it, with the seeds and the schedule of a config."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config, self.data = config, digits()
+        self.model = self.fresh(derive(config.seed, "initial weights"))
+
+    def fresh(self, seed: int) -> nn.Module:
+        return build(self.config.model, input_shape=(1, 8, 8), classes=10, seed=seed)
+
+    def train(self, attach: Callable[[torch.optim.Optimizer], Any] | None, *purpose: str | int, times: int = 1) -> Any:
+        config, data = self.config, self.data
+        kind = torch.optim.Adam if config.method_name == "iss" else torch.optim.SGD
+        momentum = {} if config.method_name == "iss" else {"momentum": 0.9}
+        optimizer = kind(self.model.parameters(), lr=config.optimizer.lr, **momentum)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.epochs * times)
+        run = attach(optimizer) if attach is not None else None
+        for epoch in range(config.epochs * times):
+            order = torch.randperm(1347, generator=torch.Generator().manual_seed(derive(config.seed, *purpose, epoch)))
+            for batch in order[: 128 * STEPS].split(128):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(self.model(data.train_x[batch]), data.train_y[batch]).backward()
+                optimizer.step()
+            if config.method_name != "iss":
+                scheduler.step()
+        return run
+
+    def measure(self) -> tuple[float, float]:
+        with torch.no_grad():
+            output = self.model.eval()(self.data.test_x)
+        self.model.train()
+        right = (output.argmax(1) == self.data.test_y).double().mean()
+        return float(right), float(nn.functional.cross_entropy(output, self.data.test_y))
+
+    def retrain(self, ticket: tombola.Ticket, *purpose: str | int) -> tuple[float, float]:
+        masks = ticket.restore(self.model)
+        steps = self.config.epochs * STEPS
+        run = self.train(lambda o: tombola.attach(self.model, o, tombola.Fixed(masks), steps=steps), *purpose)
+        found = self.measure()
+        run.detach()
+        return found
+
+
+def check(record: dict[str, Any], measured: tuple[float, float], masks: tombola.Masks | None) -> None:
+    assert record["test_accuracy"] == measured[0]
+    assert record["test_loss"] == pytest.approx(measured[1], rel=1e-6)
+    if masks is not None:
+        assert {layer["name"]: layer["kept"] for layer in record["layers"]} == masks.counts()
+        assert {layer["name"]: layer["size"] for layer in record["layers"]} == masks.sizes()
+        assert (record["kept"], record["maskable"]) == (masks.kept, masks.total)
+        assert record["density"] == masks.density
+
+
+@pytest.mark.parametrize(("name", "times"), [("dense", 1), ("dense, longer", 2)])
+def test_dense_training_is_the_loop_by_hand(name: str, times: int, finished: Callable[[str], Path]) -> None:
+    hand = ByHand(EVERY_METHOD[name])
+    hand.train(None, "dense", 0, "", times=times)
+    (record,) = results(finished(name))
+    check(record, hand.measure(), None)
+    assert (record["density"], record["epochs_search"], record["epochs_total"]) == (1.0, 0, 2 * times)
+    assert (record["steps_total"], record["ticket"], record["control"]) == (2 * times * STEPS, None, None)
+    assert record["setting"] == ("" if times == 1 else "equal epochs")
+
+
+@pytest.mark.parametrize("name", ["cs", "cs, density", "imp", "imp-c", "iss"])
+def test_a_search_is_the_loop_by_hand(name: str, finished: Callable[[str], Path]) -> None:
+    config, path = EVERY_METHOD[name], finished(name)
+    hand = ByHand(config)
+    search = tombola.TicketSearch(
+        hand.model, config.search_method, rounds=config.rounds, rewind_step=config.rewind_step, seed=config.seed
+    )
+    tickets, after_round, soft, warned = {}, {}, {}, list[str]()
+    for round_ in search:
+
+        def attach(optimizer: torch.optim.Optimizer, round_: Any = round_) -> Any:
+            return round_.attach(optimizer, steps=config.epochs * STEPS)
+
+        run = hand.train(attach, "search", round_.index, "")
+        after_round[round_.index] = hand.measure()
+        with run.hard():
+            soft[round_.index] = (after_round[round_.index][0], hand.measure()[0], run.diagnostics()["undecided"])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            tickets[round_.index] = round_.ticket()
+        warned += [str(warning.message) for warning in caught]
+    assert [r["text"] for r in read_metrics(path / "metrics.jsonl") if r["kind"] == "warning"] == warned
+    for index, ticket in tickets.items():
+        saved = tombola.Ticket.load(path / "tickets" / f"round-{index:02d}.safetensors")
+        assert not differ(dict(saved.masks.items()), dict(ticket.masks.items()))
+        assert not differ(dict(saved.start), dict(ticket.start))
+        assert saved.provenance["run"] == config.folder_name
+        assert (saved.provenance["data"], saved.provenance["model"]) == ("digits", "conv_digits")
+    found = {(record["round"], record["control"]): record for record in results(path)}
+    free = name == "imp"
+    if free:  # what round r + 1 trains is the ticket of round r
+        for index in (1, 2):
+            check(found.pop((index, None)), after_round[index + 1], tickets[index].masks)
+    for index in config.retrained():
+        record = found.pop((index, None))
+        check(record, hand.retrain(tickets[index], "retrain", index, ""), tickets[index].masks)
+        assert (record["epochs_search"], record["epochs_total"]) == (2 * index, 2 * index + 2)
+        assert record["steps_total"] == (2 * index + 2) * STEPS
+        assert record["ticket"] == f"tickets/round-{index:02d}.safetensors"
+        shown = (record["soft_accuracy"], record["hard_accuracy"], record["undecided"])
+        assert shown == (soft[index] if name in ("cs", "cs, density", "iss") else (None, None, None))
+    for index in config.control_rounds:
+        ticket, seeds = tickets[index], {label: derive(0, label, index) for label in config.controls}
+        shuffled = ticket.shuffled(seed=seeds["shuffled"])
+        anew = replace(ticket, start=hand.fresh(seeds["reinitialised"]).state_dict())
+        for label, control in (("shuffled", shuffled), ("reinitialised", anew)):
+            record = found.pop((index, label))
+            check(record, hand.retrain(control, "control", index, label), control.masks)
+            assert (record["ticket"], record["soft_accuracy"], record["undecided"]) == (None, None, None)
+    assert found == {}
+
+
+def test_an_asked_for_density_is_met(finished: Callable[[str], Path]) -> None:
+    total = 13_584  # weights of conv_digits
+    kept = {record["round"]: record["kept"] for record in results(finished("cs, density"))}
+    assert kept == {1: total // 2, 2: round(0.2 * total)}
+
+
+# ---- what is written on the way
+
+
+def test_the_epochs_of_a_search(finished: Callable[[str], Path]) -> None:
+    config = EVERY_METHOD["cs, density"]
+    epochs = [record for record in read_metrics(finished("cs, density") / "metrics.jsonl") if record["kind"] == "epoch"]
+    stages = [("search", 1, None), ("search", 2, None), ("retrain", 1, None), ("retrain", 2, None)]
+    stages += [("control", 2, "shuffled"), ("control", 2, "reinitialised")]
+    assert [(e["phase"], e["round"], e["label"], e["epoch"], e["steps"]) for e in epochs] == [
+        (*stage, epoch, STEPS * epoch) for stage in stages for epoch in (1, 2)
+    ]
+    assert len(epochs) == config.total_epochs
+    for record in epochs:
+        soft = record["phase"] == "search"
+        assert all((record[key] is not None) is soft for key in ("hard_test_accuracy", "temperature", "undecided"))
+        assert record["lr"] == pytest.approx(0.1 if record["epoch"] == 1 else 0.05)  # a cosine over two epochs
+    assert [e["temperature"] for e in epochs[:2]] == pytest.approx([200**0.5, 200.0])
+
+
+def test_epochs_between_measurements(tmp_path: Path) -> None:
+    path = execute(replace(DENSE, epochs=5, evaluate_every=2), tmp_path)
+    assert [record.get("epoch") for record in read_metrics(path / "metrics.jsonl")] == [2, 4, 5, None]
+
+
+def test_events(tmp_path: Path) -> None:
+    heard: list[Event] = []
+
+    def on_event(name: str, event: Event) -> None:
+        assert name == ASKED.folder_name
+        heard.append(event)
+
+    path = execute(ASKED, tmp_path, on_event=on_event)
+    assert heard[0] == {"event": "start", "title": ASKED.title, "total_epochs": 12}
+    assert heard[-1] == {"event": "done"}
+    assert [event["done"] for event in heard if event["event"] == "epoch"] == list(range(1, 13))
+    assert [{"event": "result", **record} for record in results(path)] == [e for e in heard if e["event"] == "result"]
+    warned = [event["text"] for event in heard if event["event"] == "warning"]
+    kept = [r["text"] for r in read_metrics(path / "metrics.jsonl") if r["kind"] == "warning"]
+    assert warned == kept
+    for event in heard:
+        json.dumps(event, allow_nan=False)  # they travel between processes
+
+
+def test_a_search_that_leaves_nothing_says_so(tmp_path: Path) -> None:
+    config = replace(CS, method=ContinuousSparsification(initial_score=-4.0), rounds=1)
+    path = execute(config, tmp_path)
+    (record,) = results(path)
+    layers = ["conv1.weight", "conv2.weight", "fc1.weight", "out.weight"]
+    assert (record["kept"], record["dead_layers"]) == (0, layers)
+    (warning,) = [r["text"] for r in read_metrics(path / "metrics.jsonl") if r["kind"] == "warning"]
+    assert warning == f"round 1: no weight is left in {', '.join(layers)}"
+
+
+def test_parameters_without_a_mask(tmp_path: Path) -> None:
+    path = execute(replace(IMP_, rounds=1, unmasked=("out.weight",)), tmp_path)
+    (record,) = results(path)
+    assert [layer["name"] for layer in record["layers"]] == ["conv1.weight", "conv2.weight", "fc1.weight"]
+    with pytest.raises(LabError, match=r"unmasked: conv_digits has no parameter 'fc9.weight'; it has conv1.weight, "):
+        execute(replace(IMP_, unmasked=("fc9.weight",)), tmp_path)
+
+
+# ---- again, and again
+
+
+@pytest.mark.parametrize("name", EVERY_METHOD)
+def test_the_same_seed_gives_the_same_bytes(name: str, finished: Callable[[str], Path], tmp_path: Path) -> None:
+    torch.manual_seed(12345)  # the state of the world does not matter
+    torch.randn(7)
+    again = execute(EVERY_METHOD[name], tmp_path)
+    assert files(again) == files(finished(name))
+    assert again.name == finished(name).name
+
+
+def test_another_seed_gives_other_numbers(finished: Callable[[str], Path], tmp_path: Path) -> None:
+    other = execute(replace(CS, seed=1), tmp_path)
+    mine = {r["test_loss"] for r in results(finished("cs"))}
+    assert mine.isdisjoint(r["test_loss"] for r in results(other))
+
+
+@pytest.mark.parametrize("name", EVERY_METHOD)
+def test_stopped_after_each_epoch(name: str, finished: Callable[[str], Path], tmp_path: Path) -> None:
+    """As many processes' worth of work as there are epochs: each ends after one, and the next goes on."""
+    config, stops = EVERY_METHOD[name], 0
+    while True:
+        torch.manual_seed(stops)
+        try:
+            path = execute(config, tmp_path, stop=lambda: True)
+        except Stopped:
+            stops += 1
+            assert stops <= config.total_epochs
+        else:
+            break
+    assert stops == config.total_epochs
+    assert files(path) == files(finished(name))
+
+
+@pytest.mark.parametrize("name", ["cs", "imp"])
+def test_an_older_checkpoint_does_as_well(name: str, finished: Callable[[str], Path], tmp_path: Path) -> None:
+    """The newest checkpoint is damaged at each stop; the run falls back on the one before, and goes two epochs on."""
+    config, warned = EVERY_METHOD[name], list[str]()
+
+    def hear(_: str, event: Event) -> None:
+        if event["event"] == "warning" and "checkpoint" in event["text"]:
+            warned.append(event["text"])
+
+    for _ in range(2 * config.total_epochs):
+        left = [False, False, True]
+        try:
+            path = execute(
+                config, tmp_path, stop=lambda left=left: left.pop(0), checkpoint_share=math.inf, on_event=hear
+            )
+        except Stopped:
+            newest = max(tmp_path.glob("*/checkpoint-*.pt"))
+            newest.write_bytes(newest.read_bytes()[:-1])
+        else:
+            break
+    assert files(path) == files(finished(name))
+    assert len(warned) >= 3
+
+
+def test_a_finished_run_is_left_alone(finished: Callable[[str], Path]) -> None:
+    path, heard = finished("imp"), list[Event]()
+    before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in path.rglob("*") if file.name != "lock"
+              if file.is_file()}  # fmt: skip
+    assert execute(IMP_, path.parent, on_event=lambda name, event: heard.append(event)) == path
+    assert [event["event"] for event in heard] == ["start", "done"]
+    assert {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in before} == before
+
+
+@pytest.mark.parametrize(("share", "expected"), [(math.inf, [0, 1, 2, 3]), (1e-9, [0, 1, 1, 1])])
+def test_how_often_it_saves(share: float, expected: list[int], tmp_path: Path) -> None:
+    numbers: list[int] = []
+
+    def look(_: str, event: Event) -> None:
+        if event["event"] == "epoch":
+            names = [path.stem for path in tmp_path.glob("*/checkpoint-*.pt")]
+            numbers.append(max((int(name.rpartition("-")[2]) for name in names), default=0))
+
+    execute(replace(DENSE, epochs=4), tmp_path, on_event=look, checkpoint_share=share)
+    assert numbers == expected
+
+
+# ---- what can go wrong
+
+
+def stopped(config: RunConfig, out: Path, *, after: int) -> Path:
+    answers = [False] * (after - 1) + [True]
+    with pytest.raises(Stopped):
+        execute(config, out, stop=lambda: answers.pop(0), checkpoint_share=math.inf)
+    return out / config.folder_name
+
+
+@pytest.mark.parametrize(
+    ("config", "after"), [(DENSE, 1), (CS, 1), (CS, 3), (IMP_, 3), (IMP_, 7), (ISS, 1)],
+    ids=["dense", "cs", "cs round 2", "imp round 2", "imp retraining", "iss"],
+)  # fmt: skip
+@pytest.mark.parametrize("change", ["width", "norm"])
+def test_the_users_model_has_changed(
+    config: RunConfig, after: int, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_changing_net.py").write_text(
+        """
+from pathlib import Path
+from torch import nn
+
+def net(classes):
+    changed = Path("changed").read_text() if Path("changed").exists() else ""
+    layers = [nn.Flatten(), nn.Linear(64, 9 if changed == "width" else 8)]
+    layers += [nn.BatchNorm1d(8)] if changed == "norm" else []
+    return nn.Sequential(*layers, nn.LazyLinear(classes)) if changed == "lazy" else nn.Sequential(
+        *layers, nn.Linear(layers[1].out_features, classes))
+"""
+    )
+    monkeypatch.chdir(tmp_path)
+    config = replace(config, model="own_changing_net:net")
+    path = stopped(config, tmp_path, after=after)
+    (tmp_path / "changed").write_text(change)
+    with pytest.raises(LabError, match=f"{path.name}") as caught:
+        execute(config, tmp_path)
+    assert "delete" in str(caught.value)
+    (tmp_path / "changed").unlink()
+    assert execute(config, tmp_path) == path  # nothing is lost
+
+
+def test_a_ticket_that_has_gone_or_changed(tmp_path: Path) -> None:
+    path = stopped(CS, tmp_path, after=5)  # both tickets are found; their retraining has begun
+    ticket = path / "tickets" / "round-01.safetensors"
+    content = ticket.read_bytes()
+    for damaged in (content[:-1], content[:1000] + b"\x00" + content[1001:], b"", b"\x80\x04pickle", None):
+        ticket.unlink()
+        if damaged is not None:
+            ticket.write_bytes(damaged)
+        with pytest.raises(LabError, match=rf"round-01\.safetensors.*; delete {path} to start this run over"):
+            execute(CS, tmp_path)
+    ticket.write_bytes(content)
+    assert execute(CS, tmp_path) == path
+
+
+@pytest.mark.parametrize("config", [DENSE, CS, IMP_], ids=["dense", "cs", "imp"])
+def test_a_loss_that_is_not_finite(config: RunConfig, tmp_path: Path) -> None:
+    config = replace(config, optimizer=replace(config.optimizer, lr=1e30))
+    with pytest.raises((LabError, FloatingPointError), match=r"(?i)lower the learning rate"):
+        execute(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (replace(DENSE, batch_size=2000), "batch_size is 2000, but digits has 1347 examples"),
+        (replace(DENSE, model="lenet_300_100", data="own_flat:data"), "takes images of shape"),
+        (replace(DENSE, data="own_flat:data", model="own_flat:wide"), r"it cannot take inputs of shape \(2, 6\)"),
+        (
+            replace(DENSE, data="own_flat:data", model="own_flat:few"),
+            r"output is shape \(2, 2\), not logits .*\(2, 3\)",
+        ),
+        (replace(DENSE, data="own_flat:data", model="own_flat:pair"), "its output is tuple, not logits"),
+        (replace(DENSE, data="own_flat:data", model="own_flat:good", augment=True), "not images"),
+        (replace(IMP_, rewind_step=2 * STEPS + 1), "rewind_step=21 lies behind the end of a round of steps=20"),
+        (replace(IMP_, method=IMP(keep={"nowhere": 0.5})), "'nowhere'"),
+    ],
+)
+def test_settings_that_do_not_fit(
+    config: RunConfig, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_flat.py").write_text(
+        """
+import torch
+from torch import nn
+
+def data():
+    x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
+    return x[:150], torch.arange(150) % 3, x[150:], torch.arange(50) % 3
+
+def good(classes): return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, classes))
+def wide(classes): return nn.Linear(7, classes)
+def few(classes): return nn.Linear(6, 2)
+def pair(classes): return nn.LSTM(6, classes)
+"""
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((LabError, ValueError), match=says):
+        execute(config, tmp_path)
+
+
+def test_threads_are_put_back(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    seen: list[int] = []
+    execute(replace(DENSE, method=Dense(), epochs=1), tmp_path, threads=before + 1,
+            on_event=lambda name, event: seen.append(torch.get_num_threads()))  # fmt: skip
+    assert set(seen) == {before + 1}
+    assert torch.get_num_threads() == before
+
+
+def test_dropout_and_batch_norm_go_on_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_noisy.py").write_text(
+        """
+from torch import nn
+
+def net(classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Dropout(0.3), nn.Linear(16, classes))
+"""
+    )
+    monkeypatch.chdir(tmp_path)
+    config = replace(CS, model="own_noisy:net", rounds=2, retrain=())
+    straight = execute(config, tmp_path / "straight")
+    path = stopped(config, tmp_path / "cut", after=3)
+    torch.randn(5)
+    assert execute(config, tmp_path / "cut") == path
+    assert files(path) == files(straight)

@@ -71,17 +71,17 @@ def test_a_move_by_hand() -> None:
     mask = torch.tensor([1, 1, 1, 0, 1, 0]).bool()
     growth = torch.tensor([9.0, 0.1, 9.0, 0.7, 0.2, 0.6])
     # −0.1 and −0.2 are dropped; of 1, 3, 4, 5 those with growth 0.7 and 0.6 come in
-    moved = drop_and_grow(weight, mask, growth, drop=2, grow=2, generator=generator())
+    moved = drop_and_grow(weight, mask, growth, n=2, generator=generator())
     assert moved.tolist() == [True, False, True, True, False, True]
     # a dropped one may come back at once
     growth[1] = 5.0
-    moved = drop_and_grow(weight, mask, growth, drop=2, grow=2, generator=generator())
+    moved = drop_and_grow(weight, mask, growth, n=2, generator=generator())
     assert moved.tolist() == [True, True, True, True, False, False]
 
 
 def test_connections_that_are_zero_are_still_kept_before_missing_ones() -> None:
     weight, mask = torch.zeros(4), torch.tensor([0, 1, 0, 1]).bool()
-    assert drop_and_grow(weight, mask, torch.ones(4), drop=0, grow=0, generator=generator()).tolist() == mask.tolist()
+    assert drop_and_grow(weight, mask, torch.ones(4), n=0, generator=generator()).tolist() == mask.tolist()
 
 
 @given(st.integers(0, 2**20), st.integers(1, 40), st.floats(0, 1), st.floats(0, 1))
@@ -91,7 +91,7 @@ def test_moves_against_a_slow_reference(seed: int, size: int, density: float, fr
     mask = torch.rand(size, generator=draw) < density
     weight *= mask
     n = int(fraction * int(mask.sum()))
-    moved = drop_and_grow(weight, mask, growth, drop=n, grow=n, generator=draw)
+    moved = drop_and_grow(weight, mask, growth, n=n, generator=draw)
     there = sorted((i for i in range(size) if mask[i]), key=lambda i: -abs(float(weight[i])))
     stay = there[: len(there) - n]
     come = sorted((i for i in range(size) if i not in stay), key=lambda i: -float(growth[i]))[:n]
@@ -105,7 +105,7 @@ def test_ties_are_drawn_from_the_generator() -> None:
     ends = []
     for seed in (1, 1, 2):
         draw = torch.Generator().manual_seed(seed)
-        ends.append(drop_and_grow(weight * mask, mask, torch.ones(200), drop=50, grow=50, generator=draw))
+        ends.append(drop_and_grow(weight * mask, mask, torch.ones(200), n=50, generator=draw))
     assert torch.equal(ends[0], ends[1])
     assert not torch.equal(ends[0], ends[2])
     assert int(ends[0][100:].sum()) > 10  # neither the first nor the last are favoured

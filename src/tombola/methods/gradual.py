@@ -16,6 +16,7 @@ from tombola.budgets import Budget, global_
 from tombola.masks import Masks
 from tombola.methods.moves import best_masks
 from tombola.methods.protocol import Moment, Plan, check_density, is_number
+from tombola.patterns import NM, Pattern
 from tombola.schedules import cubic
 
 
@@ -30,6 +31,7 @@ class GradualMagnitude:
         every: ΔT, updates from one pruning to the next.
         begin: share of the steps after which pruning begins.
         until: share of the steps at which the density is reached.
+        pattern: what masks must fit, with a budget for single layers; not N:M, which has but one density.
 
     Raises:
         ValueError: a value outside its range.
@@ -41,12 +43,15 @@ class GradualMagnitude:
     every: int = 100
     begin: float = 0.25
     until: float = 0.75
+    pattern: Pattern | None = None
 
     def __post_init__(self) -> None:
         check_density(self.density)
         check_density(self.initial_density, name="initial_density")
         if self.initial_density < self.density:
             raise ValueError(f"initial_density {self.initial_density} is below density {self.density}")
+        if self.pattern is not None and (self.budget is global_ or isinstance(self.pattern, NM)):
+            raise ValueError("a pattern needs a budget for single layers, budget=uniform or erk, and cannot be N:M")
         if not (isinstance(self.every, int) and self.every >= 1):
             raise ValueError(f"every is a number of steps, at least 1, not {self.every!r}")
         if not (is_number(self.begin) and is_number(self.until) and 0 <= self.begin < self.until <= 1):
@@ -82,7 +87,7 @@ class GradualMagnitude:
     ) -> Masks:
         """The largest of the surviving weights."""
         magnitudes = {name: torch.where(mask, weights[name].detach().abs(), -1.0) for name, mask in masks.items()}
-        return best_masks(magnitudes, self.budget, self.density_at(moment), generator)
+        return best_masks(magnitudes, self.budget, self.density_at(moment), generator, self.pattern)
 
     def _phase(self, moment: Moment) -> tuple[int, int]:
         """The updates after which pruning begins and ends."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tombola.budgets import global_
 from tombola.masks import Masks
-from tombola.methods.moves import Moves, best_masks, drop_and_grow, random_masks
+from tombola.methods.moves import Moves, best_masks, random_masks
 from tombola.methods.protocol import Moment, Plan, check_density, is_number
 from tombola.schedules import cubic
 
@@ -43,6 +43,8 @@ class GraNet(Moves):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_density(self.initial_density, name="initial_density")
+        if self.pattern is not None:
+            raise ValueError("GraNet ranks the weights of all layers together, so it takes no pattern")
         if self.initial_density < self.density:
             raise ValueError(f"initial_density {self.initial_density} is below density {self.density}")
         if not (is_number(self.prune_until) and 0 < self.prune_until <= self.until):
@@ -81,10 +83,5 @@ class GraNet(Moves):
         """Prune over all layers, then move within each."""
         magnitudes = {name: torch.where(mask, weights[name].detach().abs(), -1.0) for name, mask in masks.items()}
         left = best_masks(magnitudes, global_, min(self.density_at(moment), masks.density), generator)
-        fraction, moved = self.fraction(moment), {}
-        for name, mask in left.items():
-            n = int(fraction * int(mask.sum()))
-            moved[name] = drop_and_grow(
-                weights[name], mask, memory.pop(name).abs(), drop=n, grow=n, generator=generator
-            )
-        return Masks(moved)
+        growth = {name: memory.pop(name).abs() for name in masks}
+        return self.moved(weights, left, growth, moment, generator)

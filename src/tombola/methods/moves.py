@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from tombola.budgets import Budget, erk, global_
-from tombola.masks import Masks, largest, permutation
+from tombola.masks import Masks, largest
 from tombola.methods.protocol import Moment, check_density, is_number
+from tombola.patterns import Pattern, choose, complete, fitted
 
 Anneal = Literal["cosine", "constant", "linear", "inverse_power"]
 
@@ -33,6 +34,7 @@ class Moves:
         anneal: how it falls: ``"cosine"`` α/2·(1 + cos πp), ``"linear"`` α(1 − p), ``"inverse_power"`` α(1 − p)³, or
             not at all, ``"constant"``; p is the share of ``until`` that is over.
         move_at_start: move before any training already, as the authors' code; False: first after ``every`` updates.
+        pattern: what masks must fit, for instance ``NM(2, 4)``; counts are then the nearest that it allows.
 
     Raises:
         ValueError: a value outside its range.
@@ -45,6 +47,7 @@ class Moves:
     drop_fraction: float = 0.3
     anneal: Anneal = "cosine"
     move_at_start: bool = True
+    pattern: Pattern | None = None
 
     def __post_init__(self) -> None:
         check_density(self.density)
@@ -71,50 +74,86 @@ class Moves:
         early = moment.step == 0 and not self.move_at_start
         return moment.step % period == 0 and moment.step < self.until * moment.steps and not early
 
+    def moved(
+        self,
+        weights: Mapping[str, Tensor],
+        masks: Masks,
+        growth: Mapping[str, Tensor],
+        moment: Moment,
+        generator: torch.Generator,
+    ) -> Masks:
+        """The masks after each layer has dropped its smallest weights and grown as many where ``growth`` is best."""
+        fraction, moved = self.fraction(moment), {}
+        for name, mask in masks.items():
+            n = int(fraction * int(mask.sum()))
+            moved[name] = drop_and_grow(
+                weights[name], mask, growth[name], n=n, generator=generator, pattern=self.pattern
+            )
+        return Masks(moved)
+
     def start(self, parameters: Mapping[str, Tensor], *, generator: torch.Generator) -> Masks:
         """Random masks with the budget's counts."""
-        return random_masks(parameters, self.budget, self.density, generator)
+        return random_masks(parameters, self.budget, self.density, generator, self.pattern)
 
 
-def random_masks(parameters: Mapping[str, Tensor], budget: Budget, density: float, generator: torch.Generator) -> Masks:
+def random_masks(
+    parameters: Mapping[str, Tensor],
+    budget: Budget,
+    density: float,
+    generator: torch.Generator,
+    pattern: Pattern | None = None,
+) -> Masks:
     """Masks with exactly the budget's counts, at random positions."""
-    counts = checked_counts(parameters, budget, density)
-    masks = {}
-    for name, parameter in parameters.items():
-        mask = torch.zeros(parameter.numel(), dtype=torch.bool, device=parameter.device)
-        mask[permutation(parameter, generator)[: counts[name]]] = True
-        masks[name] = mask.view(parameter.shape)
-    return Masks(masks)
+    # drawn on the CPU, so that every device begins alike
+    draws = {n: torch.rand(p.shape, generator=generator).to(p.device) for n, p in parameters.items()}
+    counts = checked_counts(parameters, budget, density, pattern)
+    return Masks({name: choose(draw, counts[name], pattern, generator) for name, draw in draws.items()})
 
 
-def best_masks(scores: Mapping[str, Tensor], budget: Budget, density: float, generator: torch.Generator) -> Masks:
+def best_masks(
+    scores: Mapping[str, Tensor],
+    budget: Budget,
+    density: float,
+    generator: torch.Generator,
+    pattern: Pattern | None = None,
+) -> Masks:
     """Masks of the highest ``scores``: in each layer as many as its budget says, or of all layers if it is global."""
-    counts = checked_counts(scores, budget, density)
-    if budget is not global_:
-        return Masks({n: largest(score, counts[n], generator=generator) for n, score in scores.items()})
+    counts = checked_counts(scores, budget, density, pattern)
+    if budget is not global_ or pattern is not None:
+        return Masks({name: choose(score, counts[name], pattern, generator) for name, score in scores.items()})
     flat = torch.cat([score.flatten() for score in scores.values()])
     chosen = largest(flat, sum(counts.values()), generator=generator).split([s.numel() for s in scores.values()])
     return Masks({name: mine.view(scores[name].shape) for name, mine in zip(scores, chosen, strict=True)})
 
 
-def checked_counts(parameters: Mapping[str, Tensor], budget: Budget, density: float) -> dict[str, int]:
-    """The budget's counts.
+def checked_counts(
+    parameters: Mapping[str, Tensor], budget: Budget, density: float, pattern: Pattern | None = None
+) -> dict[str, int]:
+    """The budget's counts, or the nearest ones that the pattern allows.
 
     Raises:
-        ValueError: a budget of the user's own leaves a layer out, or gives it more weights than it has.
+        ValueError: a budget of the user's own leaves a layer out, or gives it more weights than it has; or a layer does
+            not fit the pattern.
     """
-    counts = budget({name: parameter.shape for name, parameter in parameters.items()}, density)
-    for name, parameter in parameters.items():
+    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    counts = budget(shapes, density)
+    for name, shape in shapes.items():
         count = counts.get(name)
-        if not (isinstance(count, int) and 0 <= count <= parameter.numel()):
-            raise ValueError(f"budget: {name!r} is to keep {count!r} of its {parameter.numel()} weights")
-    return counts
+        if not (isinstance(count, int) and 0 <= count <= shape.numel()):
+            raise ValueError(f"budget: {name!r} is to keep {count!r} of its {shape.numel()} weights")
+    return counts if pattern is None else fitted(counts, shapes, pattern)
 
 
 def drop_and_grow(
-    weight: Tensor, mask: Tensor, growth: Tensor, *, drop: int, grow: int, generator: torch.Generator
+    weight: Tensor,
+    mask: Tensor,
+    growth: Tensor,
+    *,
+    n: int,
+    generator: torch.Generator,
+    pattern: Pattern | None = None,
 ) -> Tensor:
-    """The mask of one layer after its ``drop`` smallest weights are dropped and its ``grow`` best positions grown.
+    """The mask of one layer after its ``n`` smallest weights are dropped and its ``n`` best positions grown.
 
     What was dropped is among the candidates: if it grows at once it keeps its value and its optimiser state.
 
@@ -122,9 +161,18 @@ def drop_and_grow(
         weight: effective weights, of the layer's shape.
         mask: bool, the connections that there are.
         growth: 0 or more, what makes a missing connection worth having.
-        drop: connections to drop, at most as many as there are.
-        grow: connections to grow.
+        n: connections to move, at most as many as there are; under a pattern whole units.
         generator: settles ties.
+        pattern: what the mask must fit, before and after. The smallest units of the whole layer are dropped, and each
+            group grows back to its number.
     """
-    kept = largest(torch.where(mask, weight.detach().abs(), -1.0), int(mask.sum()) - drop, generator=generator)
-    return kept | largest(torch.where(kept, -1.0, growth), grow, generator=generator)
+    magnitude = torch.where(mask, weight.detach().abs(), -1.0)
+    if pattern is None:
+        kept = largest(magnitude, int(mask.sum()) - n, generator=generator)
+        return kept | largest(torch.where(kept, -1.0, growth), n, generator=generator)
+    groups, _, size = pattern.units(mask.shape)
+    units = int(mask.sum()) // size
+    stay = largest(pattern.split(magnitude).sum(2), units - n // size, generator=generator)
+    kept = pattern.join(stay.unsqueeze(2).expand(pattern.split(mask).shape), mask.shape)
+    needed = torch.full((groups,), units // groups, device=mask.device)
+    return complete(kept, growth, needed, pattern, generator)

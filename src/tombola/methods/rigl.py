@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tombola.masks import Masks
-from tombola.methods.moves import Moves, drop_and_grow
+from tombola.methods.moves import Moves
 from tombola.methods.protocol import Moment, Plan
 
 
@@ -70,10 +70,5 @@ class RigL(Moves):
         generator: torch.Generator,
     ) -> Masks:
         """Each layer keeps its count."""
-        fraction, moved = self.fraction(moment), {}
-        for name, mask in masks.items():
-            n = int(fraction * int(mask.sum()))
-            moved[name] = drop_and_grow(
-                weights[name], mask, memory.pop(name).abs(), drop=n, grow=n, generator=generator
-            )
-        return Masks(moved)
+        growth = {name: memory.pop(name).abs() for name in masks}
+        return self.moved(weights, masks, growth, moment, generator)

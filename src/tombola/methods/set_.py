@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tombola.masks import Masks
-from tombola.methods.moves import Moves, drop_and_grow
+from tombola.methods.moves import Moves
 from tombola.methods.protocol import Moment, Plan
 
 
@@ -38,10 +38,6 @@ class SET(Moves):
         generator: torch.Generator,
     ) -> Masks:
         """Each layer keeps its count."""
-        fraction, moved = self.fraction(moment), {}
-        for name, mask in masks.items():
-            n = int(fraction * int(mask.sum()))
-            # drawn on the CPU, so that every rank and every device grows the same
-            draw = torch.rand(mask.shape, generator=generator).to(mask.device)
-            moved[name] = drop_and_grow(weights[name], mask, draw, drop=n, grow=n, generator=generator)
-        return Masks(moved)
+        # drawn on the CPU, so that every rank and every device grows the same
+        growth = {n: torch.rand(mask.shape, generator=generator).to(mask.device) for n, mask in masks.items()}
+        return self.moved(weights, masks, growth, moment, generator)

@@ -16,6 +16,7 @@ from tombola.budgets import Budget, erk
 from tombola.masks import Masks
 from tombola.methods.moves import best_masks
 from tombola.methods.protocol import Moment, Plan, check_density
+from tombola.patterns import Pattern
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +27,12 @@ class SNIP:
         density: share of the weights that is kept, all masked layers together.
         budget: ``(shapes, density) -> counts``. ``global_`` ranks the weights of all layers together, as SNIP's
             authors do; the default ranks within layers, as the comparison of the RigL paper.
+        pattern: what masks must fit, with a budget for single layers.
     """
 
     density: float
     budget: Budget = erk
+    pattern: Pattern | None = None
 
     def __post_init__(self) -> None:
         check_density(self.density)
@@ -57,4 +60,4 @@ class SNIP:
     ) -> Masks:
         """The largest |g·w|."""
         saliency = {name: (memory.pop(name) * weight.detach()).abs() for name, weight in weights.items()}
-        return best_masks(saliency, self.budget, self.density, generator)
+        return best_masks(saliency, self.budget, self.density, generator, self.pattern)

@@ -12,6 +12,7 @@ from tombola.budgets import Budget, erk
 from tombola.masks import Masks
 from tombola.methods.moves import random_masks
 from tombola.methods.protocol import check_density
+from tombola.patterns import Pattern
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,14 +22,16 @@ class Static:
     Args:
         density: share of the weights that is kept, all masked layers together.
         budget: ``(shapes, density) -> counts``, how many each layer keeps.
+        pattern: what masks must fit, for instance ``NM(2, 4)``.
     """
 
     density: float
     budget: Budget = erk
+    pattern: Pattern | None = None
 
     def __post_init__(self) -> None:
         check_density(self.density)
 
     def start(self, parameters: Mapping[str, Tensor], *, generator: torch.Generator) -> Masks:
         """Random masks with the budget's counts."""
-        return random_masks(parameters, self.budget, self.density, generator)
+        return random_masks(parameters, self.budget, self.density, generator, self.pattern)

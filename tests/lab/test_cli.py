@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -248,3 +249,12 @@ def test_every_setting_can_be_typed() -> None:
     typed_in = "--no-dense --method iss --optimizer adamw --schedule constant --rewind-step 3"
     (iss,) = search_of(*typed_in.split()).configs
     assert (iss.optimizer, iss.schedule, iss.rewind_step, iss.rounds) == (AdamW(), Constant(), 3, 5)
+
+
+def test_a_terminal_without_the_signs(tmp_path: Path) -> None:
+    study(tmp_path, seeds=(0, 1))
+    command = [sys.executable, "-m", "tombola.lab.cli.main", "report", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}, timeout=120)
+    assert done.returncode == 0
+    assert done.stderr == b""
+    assert b"CS s??=?" in done.stdout

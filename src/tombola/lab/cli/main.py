@@ -5,6 +5,7 @@ PyTorch is imported when a command needs it and not before, so that help and mis
 
 from __future__ import annotations
 
+import io
 import shlex
 import sys
 from collections.abc import Sequence
@@ -147,6 +148,9 @@ def _fail(who: str, message: str, status: int) -> int:
 
 def main() -> None:
     """The entry point `tombola`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without s₀ or ± shows ? and does not fail
     sys.exit(run(sys.argv[1:]))
 
 

@@ -87,16 +87,15 @@ def _nearly(task: Task) -> Finding | None:
     if dense is None:
         return None
     near = [row for row in task.tickets if row.accuracy.mean > dense.accuracy.mean - NEARLY]
-    if not near:
+    sparsest = min(near, key=lambda row: row.density.mean, default=None)
+    if sparsest is None or sparsest.good:  # the sparsest at least as accurate as dense has been told of
         return None
     parts = []
     for method in dict.fromkeys(row.method for row in near):
         row = min((row for row in near if row.method == method), key=lambda row: row.density.mean)
         parts.append(f"{_ticket(row)}, keeps {percent(row.density.mean)}: {spread(row.accuracy)} after {_epochs(row)}.")
-    sparsest = min(row.density.mean for row in near)
-    return Finding(
-        percent(sparsest), "of the weights: the sparsest ticket within half a point of dense", " ".join(parts)
-    )
+    what = "of the weights: the sparsest ticket within half a point of dense"
+    return Finding(percent(sparsest.density.mean), what, " ".join(parts))
 
 
 def _asked(task: Task) -> Finding | None:
@@ -109,9 +108,7 @@ def _asked(task: Task) -> Finding | None:
     wanted = row.asked * row.maskable
     exact = all(abs(kept - wanted) < 1 for kept in row.kept)
     seeds = "its one seed" if len(row.kept) == 1 else f"all {len(row.kept)} seeds"
-    text = (
-        f"Exactly so in {seeds}; " if exact else f"That is off by up to {max(abs(k - wanted) for k in counts):,.0f}; "
-    )
+    text = f"Exactly so in {seeds}; " if exact else f"That is {max(abs(k - wanted) for k in counts):,.0f} off at most; "
     text += f"the tickets reach {spread(row.accuracy)} after {_epochs(row)}."
     imp = [other for other in task.tickets if other.method == "imp"]
     if imp:

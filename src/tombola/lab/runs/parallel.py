@@ -61,7 +61,9 @@ def run_many(
     """
     if jobs < 1 or threads < 1:
         raise LabError(f"jobs and threads must be 1 or more, not {jobs} and {threads}")
-    runs = {config.folder_name: config for config in configs}
+    configs = list(configs)
+    names = [config.folder_name for config in configs]
+    runs = dict(zip(names, configs, strict=True))
     options = {"out": out, "threads": threads, "device": device, "data_dir": data_dir}
     crew = _Crew(runs, {**options, "checkpoint_share": checkpoint_share}, on_event)
     try:
@@ -74,7 +76,7 @@ def run_many(
     if crew.errors:
         name, text = next(iter(crew.errors.items()))
         raise LabError(f"{len(crew.errors)} of {len(runs)} runs failed; the first is {name}: {text}")
-    return [out / name for name in runs]
+    return [out / name for name in names]
 
 
 class _Crew:

@@ -1,0 +1,177 @@
+"""``kill -9`` at any moment, then the same command again: the runs end as if nothing had ever happened.
+
+Real processes of the command line, killed as a machine or a person would: the whole group at once, the parent alone
+(its workers then end by themselves), Ctrl-C, at random moments and in the middle of a save.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from tombola.lab.cli.main import cli, typed
+from tombola.lab.cli.searching import Search
+from tombola.lab.runs.experiment import execute
+
+PATIENCE = 120.0  # seconds for a process to get somewhere
+
+
+def arguments(methods: str, *more: str) -> list[str]:
+    what = ["--method", methods, "--model", "conv_digits", "--rounds", "2", "--batch-size", "128", "--no-dense"]
+    return ["search", *what, *more, "--jobs", "1", "--quiet"]
+
+
+def undisturbed(command: list[str], out: Path) -> dict[str, bytes]:
+    """What the command leaves when nothing happens to it, made in this process."""
+    with cli.commands["search"].make_context("search", command[1:]) as context:
+        configs = Search.from_options(context.params, given=typed(context)).configs
+    for config in configs:
+        execute(config, out)
+    return contents(out)
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """The files of all runs, byte by byte."""
+    found = (path for path in out.glob("*-s0-*/**/*") if path.is_file() and path.name != "lock")
+    return {str(path.relative_to(out)): path.read_bytes() for path in found}
+
+
+@contextmanager
+def started(command: list[str], out: Path) -> Iterator[subprocess.Popen[str]]:
+    """The command as a process of its own group."""
+    line = [sys.executable, "-m", "tombola.lab.cli.main", *command, "--out", str(out)]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def until(there: Callable[[], bool], process: subprocess.Popen[str]) -> bool:
+    """Wait until something is there; False if the process ended first."""
+    deadline = time.monotonic() + PATIENCE
+    while not there():
+        if process.poll() is not None:
+            return False
+        assert time.monotonic() < deadline
+        time.sleep(0.0005)
+    return True
+
+
+def working(out: Path, process: subprocess.Popen[str]) -> bool:
+    """Wait until a worker has taken up a run: it writes its number into the lock."""
+    begun = time.time_ns()
+
+    def locked() -> bool:
+        return any(lock.stat().st_mtime_ns > begun and lock.stat().st_size for lock in out.glob("*/lock"))
+
+    return until(locked, process)
+
+
+# ---- ways to go. Each returns when the moment has come.
+
+
+def at_random(seconds: float) -> Callable[[Path, subprocess.Popen[str]], None]:
+    def wait(out: Path, process: subprocess.Popen[str]) -> None:
+        if working(out, process):
+            time.sleep(seconds)
+
+    return wait
+
+
+def inside_a_save(pattern: str, number: int = 1) -> Callable[[Path, subprocess.Popen[str]], None]:
+    """At the ``number``-th moment at which a file of this kind is being written."""
+
+    def wait(out: Path, process: subprocess.Popen[str]) -> None:
+        seen: set[Path] = set(out.glob(f"*/{pattern}"))  # left behind by the one before
+
+        def saving() -> bool:
+            seen.update(new := {path for path in out.glob(f"*/{pattern}") if path not in seen})
+            return bool(new)
+
+        for _ in range(number):
+            until(saving, process)
+
+    return wait
+
+
+def kill_all(process: subprocess.Popen[str]) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+
+
+def kill_parent(process: subprocess.Popen[str]) -> None:
+    os.kill(process.pid, signal.SIGKILL)
+
+
+def ctrl_c(process: subprocess.Popen[str]) -> None:
+    os.killpg(process.pid, signal.SIGINT)
+
+
+Stop = tuple[Callable[[Path, subprocess.Popen[str]], None], Callable[[subprocess.Popen[str]], None]]
+
+
+def finish(command: list[str], out: Path, stops: list[Stop]) -> int:
+    """Start the command, stop it in the first way, start it again, …; then let it end. How often it was stopped."""
+    stopped = 0
+    for moment, stop in stops:
+        with started(command, out) as process:
+            moment(out, process)
+            if process.poll() is None:
+                stop(process)
+                process.communicate(timeout=PATIENCE)
+        if process.returncode == 0:
+            break  # it was done before the moment came
+        assert process.returncode == (130 if stop is ctrl_c else -signal.SIGKILL), process.returncode
+        stopped += 1
+    with started(command, out) as process:
+        said = process.communicate(timeout=600)
+    assert process.returncode == 0, said
+    return stopped
+
+
+def test_three_moments(tmp_path: Path) -> None:
+    command = arguments("cs,imp", "--no-controls", "--epochs", "30")
+    stops: list[Stop] = [
+        (inside_a_save(".checkpoint-*.part", 2), kill_all),
+        (at_random(random.Random(0).random()), kill_parent),
+        (at_random(random.Random(1).random()), ctrl_c),
+    ]
+    expected = undisturbed(command, tmp_path / "undisturbed")
+    assert finish(command, tmp_path / "stopped", stops) >= 2
+    found = contents(tmp_path / "stopped")
+    assert found.keys() == expected.keys()
+    assert [name for name in found if found[name] != expected[name]] == []
+    assert sum(name.endswith(".safetensors") for name in found) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("methods", ["cs", "imp"])
+def test_many_moments(methods: str, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    command = arguments(methods, "--epochs", "150", *(["--initial-score", "-0.05"] if methods == "cs" else []))
+    expected = undisturbed(command, tmp_path / "undisturbed")
+    draw, stopped, attempt = random.Random(methods), 0, 0
+    while stopped < 20:
+        stops: list[Stop] = []
+        for _ in range(12):
+            kinds = [".checkpoint-*.part", "tickets/.round-*.part", ".config.json.*.part", ".done.json.*.part"]
+            moment = at_random(draw.uniform(0, 1.5)) if draw.random() < 0.6 else inside_a_save(draw.choice(kinds))
+            stops.append((moment, draw.choice([kill_all, kill_all, kill_parent, ctrl_c])))
+        out = tmp_path / f"stopped-{(attempt := attempt + 1)}"
+        stopped += finish(command, out, stops)
+        found = contents(out)
+        assert found.keys() == expected.keys()
+        assert [name for name in found if found[name] != expected[name]] == []

@@ -35,23 +35,47 @@ COLUMNS = (
 def csv_text(summary: Summary) -> str:
     """All rows of all tasks; accuracies and densities are fractions, lists are separated by spaces."""
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")  # what a line does not have stays empty
+    writer.writeheader()
     for task in summary.tasks:
         for row in task.rows:
-            writer.writerow(_line(row, "", row.accuracy))
+            writer.writerow(_line(row, "", row.accuracy) | _search(row))
             for control, accuracy in row.controls.items():
                 writer.writerow(_line(row, control, accuracy))
     return buffer.getvalue()
 
 
-def _line(row: Row, control: str, accuracy: Stat) -> list[object]:
-    about: list[object] = [row.data, row.model, row.method, row.setting, row.round, control]
-    size = [row.density.mean, _sd(row.density), " ".join(map(str, row.kept)), row.maskable]
-    reached = [accuracy.mean, _sd(accuracy), " ".join(map(str, row.seeds))]
-    spent = [f"{row.epochs.mean:g}", f"{row.epochs_all.mean:g}", row.tried]
-    state = [_mean(row.soft), _mean(row.hard), _mean(row.gap), _mean(row.undecided), " ".join(row.dead)]
-    return about + size + reached + (["", "", ""] if control else spent) + (["", "", "", "", ""] if control else state)
+def _line(row: Row, control: str, accuracy: Stat) -> dict[str, object]:
+    """A ticket, or its control."""
+    return {
+        "data": row.data,
+        "model": row.model,
+        "method": row.method,
+        "setting": row.setting,
+        "round": row.round,
+        "control": control,
+        "density": row.density.mean,
+        "density_sd": _sd(row.density),
+        "kept_by_seed": " ".join(map(str, row.kept)),
+        "maskable": row.maskable,
+        "test_accuracy": accuracy.mean,
+        "test_accuracy_sd": _sd(accuracy),
+        "seeds": " ".join(map(str, row.seeds)),
+    }
+
+
+def _search(row: Row) -> dict[str, object]:
+    """What the search of a ticket cost, and how decided it was."""
+    return {
+        "epochs": f"{row.epochs.mean:g}",
+        "epochs_with_every_initial_score": f"{row.epochs_all.mean:g}",
+        "initial_scores_tried": row.tried,
+        "soft_accuracy": _mean(row.soft),
+        "hard_accuracy": _mean(row.hard),
+        "soft_hard_gap": _mean(row.gap),
+        "undecided": _mean(row.undecided),
+        "dead_layers": " ".join(row.dead),
+    }
 
 
 def _sd(value: Stat) -> object:

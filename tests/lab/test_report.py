@@ -384,6 +384,18 @@ def test_a_picture_of_nothing_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "picture.svg").exists()
 
 
+def test_an_empty_ticket_is_no_obstacle(tmp_path: Path) -> None:
+    write(tmp_path / "d", config({"kind": "dense"}, 0), [result("dense", "", 0, 1.0, 0.1)])
+    method = {"kind": "cs", "initial_score": 0.0, "density": 0.1}
+    write(tmp_path / "c", config(method, 0), [result("cs", "density=0.1", 1, 0.1, 0.1)])
+    dead = ["conv1.weight", "conv2.weight"]
+    records = [result("imp", "keep=0.8", n, density, 0.1, dead_layers=dead) for n, density in ((1, 0.09), (2, 0.0))]
+    write(tmp_path / "i", config({"kind": "imp"}, 0), records)
+    page = Page(write_report([tmp_path], figure=tmp_path / "picture.svg").html.read_text())
+    assert "conv1.weight (first in IMP keep = 0.8, round 1)" in page.words.replace("\N{NO-BREAK SPACE}", " ")
+    assert [row.good for row in task_of(tmp_path).tickets] == [True, True, False]  # as good as dense, but nothing
+
+
 def test_dense_nets_stand_at_their_epochs(tmp_path: Path) -> None:
     text = write_report([study(tmp_path / "runs")]).html.read_text().replace("\N{NO-BREAK SPACE}", " ")
     by_density, by_epochs = (text[text.index(f'id="{name}-figure_1"') :].split("</svg>")[0] for name in ("d1", "e1"))

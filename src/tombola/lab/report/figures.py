@@ -21,7 +21,7 @@ from tombola.lab.report.words import percent, spread
 
 SIZE = (5.2, 3.7)  # inches
 BAND = 0.16  # how much of the dense net's ink its band has
-MARKERS = ("o", "s", "^", "*", "v", "P", "h", "<", ">", "p")
+MARKERS = ("o", "s", "^", "*", "v", "D", "h", "<", ">", "p")
 DENSE_MARKER = "d"
 CONTROL_MARKERS = {"shuffled": "x", "reinitialised": "+"}  # drawn a little aside: bars would hide each other
 FAMILIES = {("cs", False): "s1", ("cs", True): "s2", ("imp", False): "s3", ("iss", False): "s4"}
@@ -143,15 +143,16 @@ def _draw(axes: Axes, task: Task, view: View) -> dict[str, str]:
     tips: dict[str, str] = {}
     drawn = series_of(task)
     shown = [row.accuracy for row in task.rows]
-    places = [view.place(row).mean for row in task.tickets]
+    places: list[float] = []
     _dense_lines(axes, task)
     for row in () if view.density else (row for row in task.rows if row.dense):
         _put(axes, row, view, row.accuracy, (INK["dense"], DENSE_MARKER), tips, row.name)
         places.append(view.place(row).mean)
     for series in drawn:
-        rows = series.rows
+        rows = [row for row in series.rows if view.place(row).mean > 0]  # no logarithm has room for an empty ticket
+        places += [view.place(row).mean for row in rows]
         means = [clipped(row.accuracy.mean) for row in rows]
-        axes.plot([view.place(row).mean for row in rows], means, color=series.ink, lw=1.3)
+        axes.plot(places[len(places) - len(rows) :], means, color=series.ink, lw=1.3)
         for row in rows:
             _put(axes, row, view, row.accuracy, (series.ink, series.marker), tips, f"{row.name}, round {row.round}")
             for index, (control, accuracy) in enumerate(row.controls.items() if view.density else ()):

@@ -110,8 +110,8 @@ def _asked(task: Task) -> Finding | None:
     seeds = "its one seed" if len(row.kept) == 1 else f"all {len(row.kept)} seeds"
     text = f"Exactly so in {seeds}; " if exact else f"That is {max(abs(k - wanted) for k in counts):,.0f} off at most; "
     text += f"the tickets reach {spread(row.accuracy)} after {_epochs(row)}."
-    imp = [other for other in task.tickets if other.method == "imp"]
-    if imp:
+    imp = [other for other in task.tickets if other.method == "imp" and other.density.mean > 0]
+    if imp and row.density.mean > 0:
         near = min(imp, key=lambda other: abs(math.log(other.density.mean / row.density.mean)))
         if max(near.density.mean / row.density.mean, row.density.mean / near.density.mean) < NEAR:
             text += (
@@ -132,7 +132,7 @@ def _controls(task: Task) -> Finding | None:
     for control, accuracy in row.controls.items():
         what = {"shuffled": "the same counts at shuffled places", "reinitialised": "the same places with fresh weights"}
         text += f"; {what.get(control, control_name(control))} {spread(accuracy)}"
-    sign = "+" if difference >= 0 else "−"
+    sign = "+" if difference >= 0.05 else "−" if difference <= -0.05 else ""
     return Finding(f"{sign}{abs(difference):.1f} points", "over as many weights at random places", text + ".")
 
 
@@ -146,7 +146,7 @@ def _round(row: Row) -> str:
 
 def _epochs(row: Row) -> str:
     text = count(row.epochs_all.mean, "epoch")
-    return text if row.tried < 2 else f"{text} (with all {row.tried} initial scores tried)"
+    return text if row.tried < 2 else f"{text} (with the {row.tried} initial scores tried)"
 
 
 def trust(task: Task) -> str:

@@ -35,7 +35,7 @@ class Row:
 
     `epochs` counts the search up to this round and the retraining of its ticket. `epochs_all` adds the same for every
     other initial score that was tried with otherwise equal settings: what it cost to be able to choose this one.
-    `good` is a ticket whose mean accuracy is at least that of the dense net.
+    `good` is a ticket, not empty, whose mean accuracy is at least that of the dense net.
     """
 
     data: str
@@ -171,7 +171,11 @@ def _task(data: str, model: str, runs: list[Run]) -> Task:
     if task.dense is None:
         return task
     bar = task.dense.accuracy.mean
-    return replace(task, rows=tuple(replace(r, good=not r.dense and r.accuracy.mean >= bar) for r in task.rows))
+
+    def good(row: Row) -> bool:
+        return not row.dense and row.density.mean > 0 and row.accuracy.mean >= bar
+
+    return replace(task, rows=tuple(replace(row, good=good(row)) for row in task.rows))
 
 
 def _row(

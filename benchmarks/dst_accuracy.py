@@ -1,0 +1,220 @@
+"""Sparse training methods side by side: accuracy at equal density, at equal epochs and at equal training arithmetic.
+
+    python benchmarks/dst_accuracy.py [--data digits cifar10] [--data-dir DIR] [--seeds 0 1 2] [--jobs 2] [--write]
+
+Digits: LeNet-300-100 on the 1,797 digits of scikit-learn. CIFAR-10: a subset small enough for two
+cores, the first 5,000 training images and the whole test set, halved to 16×16 pixels, with a small convolutional net.
+
+For each density: static, SET, RigL (Erdős–Rényi-kernel layers), gradual magnitude pruning (GMP) and Continuous
+Sparsification as pruning (the density asked for, hard after 80 % of the steps), all for the same epochs; RigL for twice
+the epochs; and three dense baselines: the same epochs, as many epochs as RigL's arithmetic pays for, and a narrow net
+with about as many weights. Arithmetic is that of training (appendix H of the RigL paper), relative to dense.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import tombola
+from tombola import SET, ContinuousSparsification, GradualMagnitude, RigL, Static, erk, flops
+from tombola.lab.cifar import read
+from tombola.lab.data import Data, digits
+
+DENSITIES = (0.2, 0.1, 0.05, 0.02)
+SCORE_OPTIMIZER = partial(torch.optim.SGD, lr=1.0, momentum=0.9)
+IMAGES = 5_000
+
+
+@dataclass(frozen=True)
+class Case:
+    """A data set, a network of any width, and how it is trained; ``every`` is ΔT."""
+
+    width: Callable[[float], nn.Module]
+    epochs: int
+    batch: int
+    lr: float
+    weight_decay: float
+    every: int
+    augment: bool
+
+
+def lenet(width: float) -> nn.Module:
+    """64-300-100-10, all hidden layers times ``width``."""
+    one, two = max(1, round(300 * width)), max(1, round(100 * width))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, one), nn.ReLU(), nn.Linear(one, two), nn.ReLU(), nn.Linear(two, 10)
+    )
+
+
+def convolutional(width: float) -> nn.Module:
+    """Three 3×3 convolutions with batch norm, 32-64-128 channels times ``width``, two of them of stride 2."""
+    channels, layers = 3, []
+    for base, stride in ((32, 1), (64, 2), (128, 2)):
+        outputs = max(1, round(base * width))
+        conv = nn.Conv2d(channels, outputs, 3, stride, padding=1, bias=False)
+        layers += [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
+        channels = outputs
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
+
+
+CASES = {
+    "digits": Case(lenet, epochs=30, batch=64, lr=0.1, weight_decay=1e-4, every=20, augment=False),
+    "cifar10": Case(convolutional, epochs=20, batch=100, lr=0.1, weight_decay=5e-4, every=50, augment=True),
+}
+
+
+@cache
+def data_of(name: str, folder: str) -> Data:
+    if name == "digits":
+        return digits()
+    (train_x, train_y), (test_x, test_y) = read(Path(folder))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.262)))
+    halved_train, halved_test = (F.avg_pool2d(x.float(), 2).round().byte() for x in (train_x[:IMAGES], test_x))
+    return Data(halved_train, train_y[:IMAGES], halved_test, test_y, 10, "cifar10", mean=mean, std=std)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training."""
+
+    case: str
+    row: str
+    density: float
+    seed: int
+
+
+def methods(density: float, every: int) -> dict[str, object]:
+    return {
+        "static": Static(density=density),
+        "SET": SET(density=density, every=every),
+        "RigL": RigL(density=density, every=every),
+        "RigL, 2× epochs": RigL(density=density, every=every),
+        "GMP": GradualMagnitude(density=density, every=every),
+        "CS": ContinuousSparsification(density=density, harden_at=0.8, score_optimizer=SCORE_OPTIMIZER),
+    }
+
+
+def narrow(case: Case, density: float) -> float:
+    """The width at which the dense net has ``density`` times the weights."""
+
+    def weights(width: float) -> int:
+        return sum(p.numel() for p in tombola.maskable(case.width(width)).values())
+
+    full, low, high = weights(1.0), 0.0, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if weights(middle) < density * full else (low, middle)
+    return high
+
+
+def sparse_share(case: Case, data: Data, density: float) -> float:
+    """Multiply-adds of the net with ERK layers, relative to dense."""
+    model = case.width(1.0)
+    counted = flops.count(model, torch.zeros(1, *data.input_shape))
+    counts = erk({n: p.shape for n, p in tombola.maskable(model).items()}, density)
+    return sum(layer.dense * counts[n] / layer.weights for n, layer in counted.layers.items()) / counted.dense
+
+
+def run(task: Task, folder: str) -> tuple[Task, float, float]:
+    """(task, test accuracy in %, training arithmetic relative to dense at equal epochs)."""
+    torch.set_num_threads(1)
+    case, data = CASES[task.case], data_of(task.case, folder)
+    share = sparse_share(case, data, task.density)
+    rigl = flops.rigl_cost(share, 1.0, every=case.every) / flops.static_cost(1.0)
+    width = narrow(case, task.density) if task.row == "narrow dense" else 1.0
+    factor = {"RigL, 2× epochs": 2.0, "dense, equal arithmetic": rigl}.get(task.row, 1.0)
+    epochs = max(1, round(case.epochs * factor))
+    torch.manual_seed(task.seed)
+    model = case.width(width).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=case.lr, momentum=0.9, nesterov=True, weight_decay=case.weight_decay
+    )
+    steps = epochs * data.steps(case.batch)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    method = methods(task.density, case.every).get(task.row)
+    attached = None if method is None else tombola.attach(model, optimizer, method, steps=steps, seed=task.seed)
+    spent = 0.0  # for methods whose masks thin out: measured at each epoch
+    example = torch.zeros(1, *data.input_shape)
+    for epoch in range(epochs):
+        if task.row in ("GMP", "CS"):
+            masks = None if task.row == "CS" and epoch < 0.8 * epochs else attached.masks  # type: ignore[union-attr]
+            counted = flops.count(model, example, masks)
+            spent += counted.total / counted.dense / epochs
+        for x, y in data.epoch(1000 * task.seed + epoch, batch_size=case.batch, augment=case.augment):
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+    if attached is not None:
+        assert abs(attached.density - task.density) < 1e-3, (task, attached.density)
+        attached.detach()
+    model.eval()
+    with torch.no_grad():
+        right = sum(int((model(x).argmax(1) == y).sum()) for x, y in data.test())
+    total = sum(len(y) for _, y in data.test())
+    cost = {"static": share, "SET": share, "RigL": rigl, "RigL, 2× epochs": 2 * rigl, "GMP": spent, "CS": spent}
+    if task.row == "narrow dense":
+        narrow_count = flops.count(model, example).total
+        cost["narrow dense"] = narrow_count / flops.count(case.width(1.0), example).total
+    return task, 100 * right / total, cost.get(task.row, epochs / case.epochs)
+
+
+ROWS = ("static", "SET", "RigL", "RigL, 2× epochs", "GMP", "CS", "narrow dense", "dense, equal arithmetic")
+
+
+def shown(values: list[float]) -> str:
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values) if len(values) > 1 else 0.0:.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", default=["digits", "cifar10"], choices=list(CASES))
+    parser.add_argument("--data-dir", default="data/cifar-10-batches-py")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--write", action="store_true", help="also write benchmarks/results/dst_accuracy.md")
+    given = parser.parse_args()
+    lines = [f"torch {torch.__version__}, {platform.machine()}; seeds {', '.join(map(str, given.seeds))}", ""]
+    for name in given.data:
+        case = CASES[name]
+        tasks = [Task(name, "dense", 1.0, seed) for seed in given.seeds]
+        tasks += [Task(name, row, d, seed) for seed in given.seeds for d in DENSITIES for row in ROWS]
+        accuracies: dict[tuple[str, float], list[float]] = {}
+        costs: dict[tuple[str, float], list[float]] = {}
+        with ProcessPoolExecutor(given.jobs) as pool:
+            for task, accuracy, cost in pool.map(partial(run, folder=given.data_dir), tasks):
+                print(task, f"{accuracy:.2f} %, arithmetic {cost:.3f}", flush=True)
+                accuracies.setdefault((task.row, task.density), []).append(accuracy)
+                costs.setdefault((task.row, task.density), []).append(cost)
+        weights = sum(p.numel() for p in tombola.maskable(case.width(1.0)).values())
+        lines += [f"## {name}: {weights:,} weights, {case.epochs} epochs, batch {case.batch}, ΔT {case.every}", ""]
+        lines += [
+            f"Dense: {shown(accuracies['dense', 1.0])} %. Test accuracy in %, training arithmetic in brackets.",
+            "",
+        ]
+        lines += ["| method | " + " | ".join(f"{100 * d:g} %" for d in DENSITIES) + " |", "|---" * 5 + "|"]
+        for row in ROWS:
+            cells = [f"{shown(accuracies[row, d])} ({statistics.mean(costs[row, d]):.2f})" for d in DENSITIES]
+            lines.append(f"| {row} | " + " | ".join(cells) + " |")
+        lines.append("")
+        print("\n".join(lines), flush=True)
+    if given.write:
+        command = f"`python benchmarks/dst_accuracy.py --data {' '.join(given.data)} --write`"
+        path = Path(__file__).parent / "results" / "dst_accuracy.md"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("\n".join(["# Sparse training methods side by side", "", command, "", *lines]))
+
+
+if __name__ == "__main__":
+    main()

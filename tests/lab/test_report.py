@@ -341,6 +341,10 @@ def test_whether_searches_can_be_trusted(tmp_path: Path) -> None:
     ]
     write(tmp_path / "imp" / "run", config({"kind": "imp"}, 0), [result("imp", "keep=0.8", 1, 0.8, 0.9)])
     assert trust(task_of(tmp_path / "imp")) == "No layer died."
+    write(tmp_path / "decided" / "run", config(method, 0), [third | {"dead_layers": []}])
+    assert "Accuracy of the soft net against its hard ticket: 0.0 points apart. No" in trust(
+        task_of(tmp_path / "decided")
+    )
 
 
 @pytest.mark.parametrize("width", [80, 120])

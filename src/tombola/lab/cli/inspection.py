@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from tombola.lab.errors import LabError
+from tombola.lab.report.terminal import plain_table
 from tombola.lab.report.words import percent
 from tombola.ticket import Ticket
 
@@ -46,9 +46,7 @@ def description(ticket: Ticket, path: Path) -> RenderableType:
 
 
 def _layers(ticket: Ticket) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0), header_style="", show_footer=True
-    )
+    table = plain_table(footer=True)
     masks = ticket.masks
     table.add_column("layer", footer="all")
     table.add_column("shape")

@@ -164,8 +164,9 @@ def trust(task: Task) -> str:
     if hardened:
         row = max(hardened, key=lambda row: abs(row.gap.mean) if row.gap else 0.0)
         assert row.gap is not None
-        points = f"{100 * abs(row.gap.mean):.1f}{NBSP}points"
-        said.append(f"Accuracy of the soft net against its hard ticket: {points} apart at most ({_round(row)}).")
+        points = f"{100 * abs(row.gap.mean):.1f}"
+        most = "0.0 points apart" if points == "0.0" else f"{points} points apart at most ({_round(row)})"
+        said.append(f"Accuracy of the soft net against its hard ticket: {most}.")
     died: dict[tuple[str, str], Row] = {}
     for row in task.tickets:
         for layer in row.dead:

@@ -149,18 +149,18 @@ def summarise(runs: Iterable[Run]) -> Summary:
 
 
 def _task(data: str, model: str, runs: list[Run]) -> Task:
-    cells: dict[tuple[str, str, int, str], dict[str | None, list[tuple[Run, Result]]]] = {}
+    cells: dict[tuple[str, int], dict[str | None, list[tuple[Run, Result]]]] = {}
     for run in runs:
         for result in run.results:
-            key = (_key(run.config), result.method + "/" + result.setting, result.round, "")
-            cells.setdefault(key, {}).setdefault(result.control, []).append((run, result))
+            members = cells.setdefault((_key(run.config), result.round), {})
+            members.setdefault(result.control, []).append((run, result))
     sweeps = _sweeps(runs)
     suffixes = _suffixes(runs)
     rows = []
     last: dict[str, int] = {}
-    for (group, *_), members in cells.items():
-        last[group] = max(last.get(group, 0), *(r.round for found in members.values() for _, r in found))
-    for (group, *_), members in cells.items():
+    for group, round_ in cells:
+        last[group] = max(last.get(group, 0), round_)
+    for (group, _), members in cells.items():
         own = members.get(None)
         if own is None:  # a control whose ticket was never retrained is nothing to compare with
             continue
@@ -184,7 +184,7 @@ def _row(
     run, first = own[0]
     results = [result for _, result in own]
     totals = [_sweep_epochs(run, result, sweep) for run, result in own]
-    gaps = [r.soft_accuracy - r.hard_accuracy for r in results if None not in (r.soft_accuracy, r.hard_accuracy)]  # type: ignore[operator]
+    pairs = [(r.soft_accuracy, r.hard_accuracy) for r in results]
     return Row(
         data=run.data,
         model=run.model,
@@ -204,7 +204,7 @@ def _row(
         asked=_asked(run, first.round),
         soft=_maybe([r.soft_accuracy for r in results]),
         hard=_maybe([r.hard_accuracy for r in results]),
-        gap=_maybe(gaps),
+        gap=_maybe([soft - hard for soft, hard in pairs if soft is not None and hard is not None]),
         undecided=_maybe([r.undecided for r in results]),
         dead=tuple(sorted({name for r in results for name in r.dead_layers})),
         layers=_mean_layers([r.layers for r in results]),

@@ -33,7 +33,7 @@ def print_summary(summary: Summary, console: Console) -> None:
 def _table(task: Task) -> Table:
     columns = result_columns([task])
     seeds = f"seed{'s' if len(task.seeds) > 1 else ''} {listing(task.seeds)}"
-    table = plain_table(title=Text(f"{task.model} on {task.data}, {seeds}", style="bold"), title_justify="left")
+    table = plain_table(title=f"{task.model} on {task.data}, {seeds}")
     table.add_column("method", overflow="fold")
     for column in columns:
         table.add_column("" if column.name == "≥ dense" else column.name, justify="right", no_wrap=True)
@@ -49,11 +49,11 @@ def _table(task: Task) -> Table:
     return table
 
 
-def plain_table(*, title: Text | None = None, title_justify: str = "left", footer: bool = False) -> Table:
+def plain_table(*, title: str = "", footer: bool = False) -> Table:
     """A table without a frame."""
     return Table(
-        title=title,
-        title_justify=title_justify,  # type: ignore[arg-type]
+        title=Text(title, style="bold") if title else None,
+        title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,

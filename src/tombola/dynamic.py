@@ -79,7 +79,7 @@ class DynamicState(HardState):
         """Raise ValueError unless ``state`` is one of :meth:`state_dict` that fits."""
         check_keys(state, ("memory", "generator"), "an attachment")
         assert isinstance(state, Mapping)
-        if state["memory"] or not isinstance(state["memory"], Mapping):
+        if not isinstance(state["memory"], Mapping) or state["memory"]:
             check_tensors("memory", state["memory"], {n: p.detach() for n, p in self.parameters.items()})
         check_generator("generator", state["generator"], self.generator)
 

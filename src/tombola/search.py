@@ -201,9 +201,9 @@ class TicketSearch:
         """
         check_keys(state, self.state_dict(), "a ticket search")
         for key in ("method", "rounds", "rewind_step", "seed"):
-            mine = describe(getattr(self, key))
-            if state[key] != mine:
-                raise ValueError(f"the saved search has {key}={state[key]!r}, this one {mine!r}; make the same search")
+            mine, theirs = describe(getattr(self, key)), describe(state[key])
+            if theirs != mine:
+                raise ValueError(f"the saved search has {key}={theirs!r}, this one {mine!r}; make the same search")
         check_count("index", state["index"], least=1, most=self.rounds + 1)
         check_count("steps_before", state["steps_before"], least=0)
         masks = checked_masks(state["masks"], self._masks)
@@ -219,7 +219,7 @@ class TicketSearch:
         if state["run"] is not None:
             check_keys(state["run"], ("method", "step", "steps"), "an attachment")
         self._masks, self._begin, self._start = masks, dict(state["begin"]), state["start"]
-        self._scores, self._resumed = state["scores"], state["run"]
+        self._scores, self._resumed = state["scores"] if rounds_scores else None, state["run"]
         self._index, self._steps_before = state["index"], state["steps_before"]
         self._current = None
 

@@ -142,7 +142,10 @@ class SoftState:
         for slot in self.slots:
             slot.weight.copy_(state["weights"][slot.name])
             slot.score.copy_(state["scores"][slot.name])
-        self.score_optimizer.load_state_dict(copy.deepcopy(state["score_optimizer"]))  # it would keep the tensors
+        saved = copy.deepcopy(state["score_optimizer"])  # it would keep the tensors
+        for group, mine in zip(saved["param_groups"], self.score_optimizer.param_groups, strict=True):
+            group.update({key: value for key, value in mine.items() if key not in group})  # of a newer torch
+        self.score_optimizer.load_state_dict(saved)
         self.generator.set_state(state["generator"].cpu())
         self.write(moment)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,17 +14,16 @@ from torch.optim import Adafactor, Optimizer
 
 from tombola.describe import describe
 from tombola.masks import Masks, unpack
-from tombola.methods.protocol import HardMethod, SoftMethod
+from tombola.methods.protocol import HardMethod, SoftMethod, is_number
 
 
 def check_attachment(state: Mapping[str, Any], method: HardMethod | SoftMethod, steps: int) -> int:
     """Raise ValueError unless ``state`` is one of an attachment of this method over so many steps; return its step."""
     check_keys(state, ("method", "step", "steps"), "an attachment")
-    mine = describe(method)
-    if state["method"] != mine:
-        raise ValueError(f"the state was saved with {state['method']}, this attachment runs {mine}; attach the same")
-    if state["steps"] != steps:
-        raise ValueError(f"the state was saved with steps={state['steps']}, this attachment has steps={steps}")
+    if (theirs := describe(state["method"])) != (mine := describe(method)):
+        raise ValueError(f"the state was saved with {theirs}, this attachment runs {mine}; attach the same")
+    if (announced := describe(state["steps"])) != steps:
+        raise ValueError(f"the state was saved with steps={announced}, this attachment has steps={steps}")
     check_count("step", step := state["step"], least=0, most=steps)
     if "soft" not in state and "hard" not in state:
         raise ValueError("this is not the state of an attachment: it has neither 'soft' nor 'hard'")
@@ -39,7 +39,7 @@ def checked_outcome(
     """Hard masks, and the scores they come from if any, out of an attachment's state, on the parameters' devices."""
     check_keys(hard, ("masks", "shapes", "scores"), "an attachment")
     assert isinstance(hard, Mapping)
-    masks = checked_masks(hard["masks"], parameters, hard["shapes"])
+    masks = checked_masks(hard["masks"], parameters, {} if hard["shapes"] is None else hard["shapes"])
     if not isinstance(method, SoftMethod):
         return masks, {}
     check_tensors(
@@ -61,7 +61,7 @@ def check_count(name: str, value: object, *, least: int, most: int | None = None
     """Raise ValueError unless ``value`` is a whole number from ``least`` to ``most``."""
     if type(value) is not int or value < least or (most is not None and value > most):
         span = f"at least {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"the saved {name} must be a whole number {span}, not {value!r}")
+        raise ValueError(f"the saved {name} must be a whole number {span}, not {describe(value)!r}")
 
 
 def check_tensors(part: str, saved: object, mine: Mapping[str, Tensor], *, infinite: bool = False) -> None:
@@ -108,7 +108,7 @@ def checked_masks(packed: object, mine: Mapping[str, Tensor], shapes: object = N
     masks = {}
     for name, bits in packed.items():
         shape = list(mine[name].shape)
-        saved = shapes.get(name) if isinstance(shapes, Mapping) else None
+        saved = describe(shapes.get(name) if isinstance(shapes, Mapping) else shapes)
         if shapes is not None and saved != shape:
             saved = tuple(saved) if isinstance(saved, list) else saved
             raise ValueError(
@@ -125,27 +125,50 @@ def checked_masks(packed: object, mine: Mapping[str, Tensor], shapes: object = N
 
 def check_optimizer(part: str, saved: Any, optimizer: Optimizer) -> None:
     """Raise ValueError unless ``saved`` fits ``optimizer``: its groups, and entries of its parameters' shapes."""
+    check_keys(saved, ("param_groups", "state"), f"an optimiser ({part})")
+    groups, entries = saved["param_groups"], saved["state"]
+    listed = isinstance(groups, list) and all(
+        isinstance(g, Mapping) and isinstance(g.get("params"), list) for g in groups
+    )
+    if not (listed and isinstance(entries, Mapping) and all(isinstance(entry, Mapping) for entry in entries.values())):
+        raise ValueError(f"this is not the state of an optimiser ({part}): it has no lists of parameters and entries")
+    theirs, mine = [len(group["params"]) for group in groups], [len(g["params"]) for g in optimizer.param_groups]
+    indices = [index for group in groups for index in group["params"]]
+    if theirs != mine or not all(type(index) is int for index in indices) or len({*indices}) != sum(mine):
+        raise ValueError(f"the saved {part!r} has groups of {theirs} parameters, here they are of {mine}")
+    for group, here in zip(groups, optimizer.param_groups, strict=True):
+        for key in group.keys() & here.keys() - {"params"}:
+            saved_as, is_here = describe(group[key]), describe(here[key])
+            if not _alike(saved_as, is_here):
+                raise ValueError(f"the saved {part!r} has {key}={saved_as!r}, here it is {is_here!r}")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, parameter in zip(indices, parameters, strict=True):
+        for key, value in entries.get(index, {}).items():
+            if isinstance(value, Tensor):
+                _check_entry(part, key, value, parameter, optimizer)
+    twin = object.__new__(type(optimizer))
+    twin.__dict__.update(optimizer.__dict__)
     try:
-        sizes = [len(group["params"]) for group in saved["param_groups"]]
-        indices = [index for group in saved["param_groups"] for index in group["params"]]
-        entries = {index: dict(saved["state"].get(index, {})) for index in indices}
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise ValueError(f"the saved {part!r} is not the state of an optimiser: {error!r}") from None
-    mine = [len(group["params"]) for group in optimizer.param_groups]
-    if sizes != mine or len(entries) != sum(mine):
-        raise ValueError(f"the saved {part!r} has groups of {sizes} parameters, here they are of {mine}")
+        twin.load_state_dict(copy.deepcopy(saved))  # which replaces, and does not change, what the two share
+    except Exception as error:  # whatever an optimiser makes of entries that it does not know
+        raise ValueError(f"the saved {part!r} cannot be loaded by {type(optimizer).__name__}: {error!r}") from None
+
+
+def _alike(one: object, other: object) -> bool:
+    """Whether two settings, described, are of one kind, and numbers among them finite."""
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    return (is_number(one) and is_number(other)) or (type(one) is type(other) and not isinstance(one, float))
+
+
+def _check_entry(part: str, key: str, value: Tensor, parameter: Tensor, optimizer: Optimizer) -> None:
     # torch's own optimisers keep entries of the parameter's shape, and fused ones would not look before they read
     strict = type(optimizer).__module__.startswith("torch.") and not isinstance(optimizer, Adafactor)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for parameter, entry in zip(parameters, entries.values(), strict=True):
-        for key, value in entry.items():
-            if not isinstance(value, Tensor):
-                continue
-            if strict and value.ndim and value.shape != parameter.shape:
-                shapes = f"{tuple(value.shape)}, its parameter {tuple(parameter.shape)}"
-                raise ValueError(f"the saved {part!r} is of another model: {key!r} has shape {shapes}")
-            if not finite(value):
-                raise ValueError(f"the saved {part!r} holds NaN or infinite values in {key!r}; take an earlier state")
+    if strict and value.ndim and (value.shape != parameter.shape or value.layout is not parameter.layout):
+        shapes = f"{tuple(value.shape)}, its parameter {tuple(parameter.shape)}"
+        raise ValueError(f"the saved {part!r} is of another model: {key!r} has shape {shapes}")
+    if value.layout is torch.strided and not finite(value):
+        raise ValueError(f"the saved {part!r} holds NaN or infinite values in {key!r}; go on from an earlier state")
 
 
 def check_plain(part: str, value: object) -> None:

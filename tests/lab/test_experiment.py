@@ -243,7 +243,7 @@ def test_parameters_without_a_mask(tmp_path: Path) -> None:
 # ---- again, and again
 
 
-@pytest.mark.parametrize("name", EVERY_METHOD)
+@pytest.mark.parametrize("name", ["dense", "cs, density", "imp", "iss"])
 def test_the_same_seed_gives_the_same_bytes(name: str, finished: Callable[[str], Path], tmp_path: Path) -> None:
     torch.manual_seed(12345)  # the state of the world does not matter
     torch.randn(7)
@@ -258,7 +258,7 @@ def test_another_seed_gives_other_numbers(finished: Callable[[str], Path], tmp_p
     assert mine.isdisjoint(r["test_loss"] for r in results(other))
 
 
-@pytest.mark.parametrize("name", EVERY_METHOD)
+@pytest.mark.parametrize("name", ["dense, longer", "cs", "imp", "imp-c", "iss"])
 def test_stopped_after_each_epoch(name: str, finished: Callable[[str], Path], tmp_path: Path) -> None:
     """As many processes' worth of work as there are epochs: each ends after one, and the next goes on."""
     config, stops = EVERY_METHOD[name], 0
@@ -275,7 +275,7 @@ def test_stopped_after_each_epoch(name: str, finished: Callable[[str], Path], tm
     assert files(path) == files(finished(name))
 
 
-@pytest.mark.parametrize("name", ["cs", "imp"])
+@pytest.mark.parametrize("name", ["cs, density"])
 def test_an_older_checkpoint_does_as_well(name: str, finished: Callable[[str], Path], tmp_path: Path) -> None:
     """The newest checkpoint is damaged at each stop; the run falls back on the one before, and goes two epochs on."""
     config, warned = EVERY_METHOD[name], list[str]()

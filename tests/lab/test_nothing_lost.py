@@ -31,6 +31,22 @@ def arguments(methods: str, *more: str) -> list[str]:
     return ["search", *what, *more, "--jobs", "1", "--quiet"]
 
 
+@pytest.fixture
+def noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A data set without scikit-learn, whose import would take longer than the training."""
+    text = """
+import torch
+
+def load():
+    x = torch.randn(1500, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    y = x.flatten(1)[:, :10].argmax(1)
+    return x[:1300], y[:1300], x[1300:], y[1300:]
+"""
+    (tmp_path / "own_noise.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    return "own_noise:load"
+
+
 def undisturbed(command: list[str], out: Path) -> dict[str, bytes]:
     """What the command leaves when nothing happens to it, made in this process."""
     with cli.commands["search"].make_context("search", command[1:]) as context:
@@ -141,8 +157,8 @@ def finish(command: list[str], out: Path, stops: list[Stop]) -> int:
     return stopped
 
 
-def test_three_moments(tmp_path: Path) -> None:
-    command = arguments("cs,imp", "--no-controls", "--epochs", "30")
+def test_three_moments(tmp_path: Path, noise: str) -> None:
+    command = arguments("cs,imp", "--data", noise, "--no-controls", "--epochs", "30")
     stops: list[Stop] = [
         (inside_a_save(".checkpoint-*.part", 2), kill_all),
         (at_random(random.Random(0).random()), kill_parent),

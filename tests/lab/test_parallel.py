@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,26 @@ from tombola.lab.runs.experiment import Event, execute
 from tombola.lab.runs.parallel import run_many
 from tombola.lab.runs.store import RunFolder
 
+OWN = """
+import os, signal
+import torch
+from torch import nn
+
+def data():
+    x = torch.randn(600, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    y = x.flatten(1)[:, :10].argmax(1)
+    return x[:512], y[:512], x[512:], y[512:]
+
+class Fails(nn.Linear):
+    def forward(self, x):
+        if not self.training:
+            return super().forward(x.flatten(1))
+        raise ArithmeticError("something that nobody foresaw")
+
+def dies(): os.kill(os.getpid(), signal.SIGKILL)
+def fails(classes): return Fails(64, classes)
+"""
+
 
 def files(path: Path) -> dict[str, bytes]:
     """What a run leaves behind, byte by byte."""
@@ -23,60 +42,42 @@ def files(path: Path) -> dict[str, bytes]:
     return found
 
 
-def test_workers_leave_what_one_process_leaves(tmp_path: Path) -> None:
-    configs = [DENSE, CS, IMP_, CS]
-    heard: dict[str, list[str]] = {}
+def test_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_troubles.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    good = [replace(config, data="own_troubles:data") for config in (DENSE, CS, IMP_)]
+    bad = {name: replace(good[0], model=f"own_troubles:{name}", epochs=50) for name in ("dies", "fails", "nowhere")}
+    heard: dict[str, list[Event]] = {}
     pids: set[int] = set()
 
     def on_event(name: str, event: Event) -> None:
         pids.add(os.getpid())
-        heard.setdefault(name, []).append(event["event"])
+        heard.setdefault(name, []).append(event)
 
-    folders = run_many(configs, tmp_path / "side by side", jobs=2, on_event=on_event)
-    assert [folder.name for folder in folders] == [config.folder_name for config in configs]
+    # the longest runs come first: a worker dies before the good runs have begun
+    with pytest.raises(
+        LabError, match=r"^3 of 6 runs failed; the first is dense-own_troubles\.\w+-own_troubles.data-s0"
+    ):
+        run_many([*good, good[0], *bad.values()], tmp_path / "side by side", jobs=2, on_event=on_event)
     assert pids == {os.getpid()}
-    assert len(heard) == 3
-    for config, folder in zip(configs, folders, strict=True):
-        events = heard[config.folder_name]
+    for config in good:
+        events = [event["event"] for event in heard[config.folder_name]]
         assert (events[0], events[-1], events.count("done")) == ("start", "done", 1)
         assert events.count("epoch") == config.total_epochs
-        assert files(folder) == files(execute(config, tmp_path / "one by one"))
-
-
-def test_no_worker_drags_others_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "own_troubles.py").write_text(
-        textwrap.dedent("""
-            import os, signal
-            from torch import nn
-
-            class Fails(nn.Linear):
-                def forward(self, x):
-                    if not self.training:
-                        return super().forward(x.flatten(1))
-                    raise ArithmeticError("something that nobody foresaw")
-
-            def dies(): os.kill(os.getpid(), signal.SIGKILL)
-            def fails(classes): return Fails(64, classes)
-        """)
-    )
-    monkeypatch.chdir(tmp_path)
-    runs = {name: replace(DENSE, model=f"own_troubles:{name}") for name in ("dies", "fails", "is not there")}
-    heard: dict[str, Event] = {}
-    good = replace(DENSE, epochs=1)  # the shortest run comes last
-    with pytest.raises(LabError) as caught:
-        run_many([good, *runs.values()], tmp_path, on_event=lambda name, event: heard.update({name: event}))
-    assert str(caught.value).startswith("3 of 4 runs failed; the first is dense-own_troubles.")
-    said = {name: str(heard[config.folder_name].get("text")) for name, config in runs.items()}
+        one_by_one = execute(config, tmp_path / "one by one")
+        assert files(tmp_path / "side by side" / config.folder_name) == files(one_by_one)
+    said = {name: heard[config.folder_name][-1]["text"] for name, config in bad.items()}
     assert said["dies"] == "its worker process died (exit code -9); run the same again to go on"
-    assert "has no function 'is not there'" in said["is not there"]
-    log = tmp_path / runs["fails"].folder_name / "error.log"
+    assert "has no function 'nowhere'" in said["nowhere"]
+    log = tmp_path / "side by side" / bad["fails"].folder_name / "error.log"
     assert said["fails"] == f"ArithmeticError: something that nobody foresaw (see {log})"
     assert "in forward" in log.read_text()
-    assert heard[good.folder_name] == {"event": "done"}
-    assert [path.parent.name for path in tmp_path.glob("*/done.json")] == [good.folder_name]
-    for config in runs.values():
-        with RunFolder(tmp_path, config, patience=0.0):
-            pass  # every lock is free
+    for config in bad.values():
+        with RunFolder(tmp_path / "side by side", config, patience=0.0) as folder:  # the lock is free
+            assert not folder.finished
+    again = [good[2], good[0], good[2]]
+    folders = run_many(again, tmp_path / "side by side")  # finished already
+    assert folders == [tmp_path / "side by side" / config.folder_name for config in again]
 
 
 def test_wrong_numbers() -> None:

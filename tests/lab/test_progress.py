@@ -63,6 +63,7 @@ def test_plain_lines() -> None:
             watch(name, event)
     lines = printed(to).replace("\N{NO-BREAK SPACE}", " ").splitlines()
     assert lines == [
+        "3 runs, 120 epochs",
         "done (1 of 3 runs): Dense · net · digits · seed 0",
         "10 % of 120 epochs",
         "20 % of 120 epochs",
@@ -76,6 +77,16 @@ def test_plain_lines() -> None:
         "done (2 of 3 runs): IMP keep = 0.8 · net · digits · seed 0",
         "failed: data 'x': not found  net · digits · seed 0",
     ]
+
+
+def test_plain_lines_break_a_long_silence() -> None:
+    for silence, expected in ((3600.0, 0), (-1.0, 60)):
+        to = console(terminal=False)
+        with Plain(to, TOTALS, silence=silence) as watch:
+            for name, event in events():
+                watch(name, event)
+        text = printed(to).replace("\N{NO-BREAK SPACE}", " ")
+        assert text.count("IMP keep = 0.8 · net · digits · seed 0: round 1, epoch ") == expected
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])

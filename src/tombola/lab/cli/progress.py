@@ -5,6 +5,7 @@ All three take the events of `experiment.run_many`: `watcher(run_name, event)`.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tombola.lab.report.summary import control_name, method_name, setting_name
-from tombola.lab.report.words import percent
+from tombola.lab.report.words import count, percent
 
 LATEST = 6
 """How many results and warnings the live display shows."""
@@ -127,12 +128,21 @@ class Quiet:
 
 
 class Plain(Quiet):
-    """One line for each result, warning, error and finished run, and each tenth of all epochs; for logs and pipes."""
+    """One line for each result, warning, error and finished run, and each tenth of all epochs; for logs and pipes.
 
-    def __init__(self, console: Console, totals: Mapping[str, int]) -> None:
+    After `silence` seconds without a line the next epoch gets one.
+    """
+
+    def __init__(self, console: Console, totals: Mapping[str, int], *, silence: float = 60.0) -> None:
         self.console = console
         self.board = Board(totals)
         self.tenths = 0
+        self.silence = silence
+        self.last = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._print(Text(f"{count(len(self.board.runs), 'run')}, {count(self.board.total, 'epoch')}"))
+        return self
 
     def __call__(self, name: str, event: Mapping[str, Any]) -> None:
         """Take in one event, and print what it is worth."""
@@ -146,8 +156,11 @@ class Plain(Quiet):
         if tenths > self.tenths:
             self.tenths = tenths
             self._print(Text(f"{10 * tenths} % of {self.board.total:,} epochs"))
+        if event.get("event") == "epoch" and time.monotonic() - self.last > self.silence:
+            self._print(Text(f"{run.title}: {run.text}"))
 
     def _print(self, line: Text) -> None:
+        self.last = time.monotonic()
         self.console.print(line, soft_wrap=True)
 
 

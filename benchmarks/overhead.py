@@ -1,7 +1,8 @@
-"""What a sparse method adds to a training step, side by side in one run: dense, Continuous Sparsification (CS), a fixed
-hard mask, and CS the way the authors' code does it (soft-masked layers that autograd differentiates).
+"""What a sparse method adds to a training step, side by side in one run: dense, Continuous Sparsification (CS), a hard
+mask (a fixed ticket; RigL between two moves), and CS the way the authors' code does it (soft-masked layers that
+autograd differentiates). Then what one move of RigL takes, and what it adds to a step at one move in 100 steps.
 
-    python benchmarks/overhead.py [--device cpu] [--modes eager compiled] [--repeats 100] [--write]
+    python benchmarks/overhead.py [--cases resnet20 conv6 wrn_22_2] [--modes eager compiled] [--repeats 100] [--write]
 
 The variants take turns, in random order, within each repeat; the ratio to dense is the median over repeats of the ratio
 of neighbours, so that a slow moment of the machine hits all of them alike. The dense step is there twice: what the
@@ -29,10 +30,15 @@ from torch.nn.utils import parametrize
 
 import tombola
 from tombola.lab import models
+from tombola.lab.residual import resnet50, wrn_22_2
 
 VARIANTS = ("dense", "dense again", "cs", "hard", "authors' way")
-CASES = {"resnet20": 128, "conv6": 60}
+CASES = {"resnet20": 128, "conv6": 60, "wrn_22_2": 128}
+EVERY = 100  # steps from one move of RigL to the next
 STEPS = 1_000_000  # enough for any number of repeats; the temperature then hardly moves, which costs the same
+
+
+BUILD = {"resnet20": models.resnet20, "conv6": models.conv6, "wrn_22_2": wrn_22_2, "resnet50": resnet50}
 
 
 class SoftMask(nn.Module):
@@ -57,7 +63,7 @@ def training_step(case: str, variant: str, mode: str, device: str) -> Callable[[
     """A function that makes one whole training step of ``variant``."""
     torch.manual_seed(0)
     batch = CASES[case]
-    model = getattr(models, case)().to(device, memory_format=torch.channels_last)
+    model = BUILD[case]().to(device, memory_format=torch.channels_last)
     x = torch.randn(batch, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
     y = torch.randint(10, (batch,), device=device)
     masked = list(tombola.maskable(model))
@@ -127,10 +133,35 @@ def measure(case: str, mode: str, device: str, repeats: int) -> dict[str, list[f
     return times
 
 
+def moves(case: str, device: str) -> tuple[float, float]:
+    """Median milliseconds of an ``optimizer.step()`` of the dense net, and of one that is a move of RigL."""
+    found = []
+    for dense in (True, False):
+        torch.manual_seed(0)
+        model = BUILD[case]().to(device, memory_format=torch.channels_last)
+        optimizer = optimizer_of(case, list(model.parameters()))
+        if not dense:
+            method = tombola.RigL(density=0.1, every=1, anneal="constant", until=1.0)
+            tombola.attach(model, optimizer, method, steps=STEPS)
+        times = []
+        for step in range(12):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            begin = time.perf_counter()
+            optimizer.step()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            if step % 2 == 0 and step:  # RigL moves at even steps
+                times.append(time.perf_counter() - begin)
+        found.append(1e3 * statistics.median(times))
+    return found[0], found[1]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--modes", nargs="+", default=["eager", "compiled"], choices=["eager", "compiled"])
+    parser.add_argument("--cases", nargs="+", default=["resnet20", "conv6"], choices=list(CASES))
+    parser.add_argument("--modes", nargs="+", default=["eager"], choices=["eager", "compiled"])
     parser.add_argument("--repeats", type=int, default=100)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--write", action="store_true", help="also write benchmarks/results/overhead-DEVICE.md")
@@ -147,7 +178,9 @@ def main() -> None:
         "|---|---|---|---|---|---|",
     ]
     print("\n".join(lines))
-    for case, batch in CASES.items():
+    middle: dict[str, float] = {}
+    for case in given.cases:
+        batch = CASES[case]
         peaks = {variant: peak(case, variant, given.device) for variant in VARIANTS}
         for mode in given.modes:
             times = measure(case, mode, given.device, given.repeats)
@@ -159,8 +192,21 @@ def main() -> None:
                 row = f"| {case}, {batch} | {mode} | {variant} | {median:.1f} | {ratio:.3f} ± {spread:.3f} | {memory} |"
                 print(row, flush=True)
                 lines.append(row)
+            middle.setdefault(case, statistics.median(times["dense"]) * 1e3)
+    lines += [
+        "",
+        "| network | weights | optimiser's step, ms | move of RigL, ms | of a step, at one move in 100 |",
+        "|---" * 5 + "|",
+    ]
+    for case in [*given.cases, "resnet50"]:
+        plain, move = moves(case, given.device)
+        share = f"{100 * max(move - plain, 0) / EVERY / middle[case]:.2f} %" if case in middle else ""
+        weights = sum(p.numel() for p in tombola.maskable(BUILD[case]()).values())
+        lines.append(f"| {case} | {weights:,} | {plain:.1f} | {move:.1f} | {share} |")
+    print("\n".join(lines[-len(given.cases) - 3 :]))
     if given.write:
-        command = f"`python {Path(__file__).name} --repeats {given.repeats} --threads {given.threads}`"
+        options = f"--cases {' '.join(given.cases)} --modes {' '.join(given.modes)} --repeats {given.repeats}"
+        command = f"`python benchmarks/{Path(__file__).name} {options} --threads {given.threads} --write`"
         path = Path(__file__).parent / "results" / f"overhead-{given.device}.md"
         path.parent.mkdir(exist_ok=True)
         path.write_text("\n".join(["# Overhead of a sparse method on a training step", "", command, "", *lines, ""]))

@@ -278,6 +278,11 @@ def test_drop_fractions(anneal: Anneal) -> None:
     assert method.plan(moment(101, steps=2000)).instead
 
 
+def test_settings_of_itop() -> None:
+    method = RigL.itop(density=0.1)
+    assert (method.density, method.every, method.drop_fraction, method.budget) == (0.1, 4000, 0.5, tombola.erk)
+
+
 # ---- mistakes that the authors report
 
 

@@ -43,8 +43,11 @@ class ContinuousSparsification:
         scale: ``"none"``: mask σ(βs). ``"initial"``: mask σ(βs)/σ(s₀), as the authors' code.
         round_rule: scores between rounds: ``"paper"`` min(β_T·s_T, s₀), ``"code"`` min(s_T, s₀).
         rewind: bring the weights back to the rewind point between rounds (not done in the papers' ResNet runs).
-        density: share of weights to keep, reached exactly at the end of a round, whatever s₀ and λ; a tuple gives
-            each round's. None: what s₀, λ and the loss lead to.
+        density: share d of weights to keep: at the end of a round (or at ``harden_at``) exactly
+            max(1, round(d·weights)) of them are kept, whatever s₀ and λ; a tuple gives each round's. While training,
+            one offset for all scores holds the density between d and a ceiling that falls from 1 to d over 70 % of the
+            steps; no layer is emptied that need not be. How, and what it costs (next to nothing):
+            :mod:`tombola.methods.density`. None: what s₀, λ and the loss lead to.
         harden_at: make the mask hard after this share of the steps and fine-tune the survivors (pruning).
         train_weights: False freezes the masked weights: the supermask task.
         score_optimizer: makes the optimiser of the scores from parameter groups, for instance

@@ -246,6 +246,8 @@ def test_every_setting_can_be_typed() -> None:
     assert (run.rounds, run.epochs, run.batch_size, run.rewind_step) == (4, 10, 32, 63)
     assert run.controls == ()
     assert run.unmasked == ("stage2.0.shortcut.weight", "stage3.0.shortcut.weight", "fc.weight")
+    (short,) = search_of("--no-dense", "--method", "imp", "--model", "resnet20", "--epochs", "1").configs
+    assert short.rewind_step == 0  # 2 of the paper's 85 epochs, shortened alike
     typed_in = "--no-dense --method iss --optimizer adamw --schedule constant --rewind-step 3"
     (iss,) = search_of(*typed_in.split()).configs
     assert (iss.optimizer, iss.schedule, iss.rewind_step, iss.rounds) == (AdamW(), Constant(), 3, 5)

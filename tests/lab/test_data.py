@@ -414,6 +414,8 @@ def test_a_loader_with_a_generator_of_its_own() -> None:
         ("def f(): return 1", "the function returned int, not"),
         ("def f(): return 1, 2, 3, 4", r"returned \(int, int, int, int\), not"),
         ("def f(path): pass", "needs the argument 'path'; it may only need some of: data_dir"),
+        ("def f(data_dir): pass", "needs data_dir; give it with --data-dir"),
+        ("def f(data_dir=3): return data_dir", "the function returned int, not"),
         ("def f(): raise KeyError('x')", "failed: KeyError"),
         ("def f(): return torch.zeros(2, 1), torch.zeros(2), torch.zeros(2, 1), torch.zeros(2)", "labels are"),
         ("raise RuntimeError('at import')", "importing .* failed: RuntimeError: at import"),

@@ -41,16 +41,16 @@ def resolve(name: str, what: str) -> Callable[..., Any]:
 
 
 def call(function: Callable[..., Any], name: str, what: str, arguments: Mapping[str, object]) -> Any:
-    """Call ``function`` with those of ``arguments`` that it has parameters for.
+    """Call ``function`` with those of ``arguments`` that it has parameters for and that are not None.
 
     Raises:
-        LabError: it wants other arguments besides, or fails.
+        LabError: it wants one that is None, or other arguments besides, or fails.
     """
     try:
         parameters: Mapping[str, inspect.Parameter] = inspect.signature(function).parameters
     except (TypeError, ValueError):  # some callables written in C do not say
         parameters = {}
-    wanted = {key: value for key, value in arguments.items() if key in parameters}
+    wanted = {key: value for key, value in arguments.items() if key in parameters and value is not None}
     missing = [
         key
         for key, parameter in parameters.items()
@@ -58,6 +58,8 @@ def call(function: Callable[..., Any], name: str, what: str, arguments: Mapping[
         and parameter.default is parameter.empty
         and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
+    if missing and missing[0] in arguments:
+        raise LabError(f"{what} {name!r} needs {missing[0]}; give it with --{missing[0].replace('_', '-')}")
     if missing:
         offered = ", ".join(arguments)
         raise LabError(f"{what} {name!r} needs the argument {missing[0]!r}; it may only need some of: {offered}")

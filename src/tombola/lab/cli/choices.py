@@ -151,7 +151,8 @@ def _base(choices: Choices, model: str, recipe: Recipe) -> tuple[RunConfig, int]
     if choices.rewind_step is not None:
         rewind_step = choices.rewind_step
     else:
-        wish = recipe.rewind_epochs if choices.rewind_epochs is None else choices.rewind_epochs
+        usual = recipe.rewind_epochs * min(1.0, epochs / recipe.epochs)  # the same share of a shorter training
+        wish = usual if choices.rewind_epochs is None else choices.rewind_epochs
         rewind_step = round(wish * steps)
     if rewind_step >= epochs * steps:
         given = "--rewind-step" if choices.rewind_step is not None else "--rewind-epochs"

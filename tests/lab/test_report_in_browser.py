@@ -110,11 +110,13 @@ def test_filters_by_method_and_model(page: Path) -> None:
            const out = [];
            const press = (group, name) => { const b = chip(group, name); b.click();
              const status = document.querySelector("[role=status]").textContent;
-             out.push([shown(), b.getAttribute("aria-pressed"), status]); };
+             const column = document.querySelector("th.model").offsetWidth > 0;
+             out.push([shown(), b.getAttribute("aria-pressed"), status, column]); };
            press("method", "IMP"); press("model", "conv_digits"); press("method", "all methods");
            return out""",
     )
-    (imp, pressed, status), (both, _, _), (model, _, _) = states
+    (imp, pressed, status, column), (both, _, _, column_of_one), (model, _, _, _) = states
+    assert (column, column_of_one) == (True, False)  # a column that says the same in every row is left out
     assert {name.split()[1] for name in imp} == {"IMP"}
     assert len(imp) == 28
     assert pressed == "true"

@@ -27,6 +27,7 @@
     for (const chip of chips) chip.addEventListener("click", () => {
       wanted[group.dataset.filter] = chip.dataset.value;
       for (const other of chips) other.setAttribute("aria-pressed", other === chip);
+      table.classList.toggle("one-model", Boolean(wanted.model));
       let shown = 0;
       for (const row of body.rows) {
         row.hidden = Object.entries(wanted).some(([name, value]) => value && row.dataset[name] !== value);

@@ -328,3 +328,30 @@ def test_the_seed_decides_and_the_global_generator_is_left_alone() -> None:
         ends.append(World(NET, model, optimizer, run))
     assert not differ(ends[0].snapshot(), ends[1].snapshot())
     assert differ(ends[0].model.state_dict(), ends[2].model.state_dict())
+
+
+# ---- precision, and the scores' optimiser
+
+
+@every_method
+def test_a_model_of_low_precision(entry: Entry) -> None:
+    it = world(entry, "adamw", NET, STEPS, model=NET.model().to(torch.bfloat16))
+    train(it.model, it.optimizer, NET, range(3))
+    again = world(entry, "adamw", NET, STEPS, model=NET.model().to(torch.bfloat16))
+    for part in ("run", "model", "optimizer"):
+        getattr(again, part).load_state_dict(copied(getattr(it, part).state_dict()))
+    for each in (it, again):
+        train(each.model, each.optimizer, NET, range(3, STEPS))
+    assert not differ(it.snapshot(), again.snapshot())
+    assert {parameter.dtype for parameter in it.model.parameters()} == {torch.bfloat16}
+    assert {score.dtype for score in it.run.scores.values()} <= {torch.float32}
+    with it.run.hard():
+        assert all(not it.run.parameters[name].detach()[~mask].any() for name, mask in it.run.masks.items())
+
+
+@pytest.mark.parametrize(("make", "fused"), [(Adam, True), (SGD, True), (torch.optim.Adagrad, False)])
+def test_scores_take_the_fused_form_only_where_every_device_has_it(make: Any, fused: bool) -> None:
+    model = NET.model()
+    run = tombola.attach(model, make(model.parameters(), lr=0.1), CS(), steps=1)
+    group = run.state_dict()["soft"]["score_optimizer"]["param_groups"][0]
+    assert bool(group["fused"]) == fused

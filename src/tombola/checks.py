@@ -53,13 +53,15 @@ def check_parameters(parameters: Mapping[str, Parameter], optimizer: Optimizer, 
                 f"attach: {name!r} is not in the optimiser; add it, or leave it out with select=lambda name, p: …"
             )
         if id(parameter) in taken:
-            raise ValueError(f"attach: {name!r} is already attached ({taken[id(parameter)]}); call its detach() first")
+            raise ValueError(
+                f"attach: {name!r} is already attached ({taken[id(parameter)]!r}); call its detach() first"
+            )
         if not bool(parameter.isfinite().all()):
             raise ValueError(f"attach: {name!r} holds NaN or infinite weights; load or initialise the model first")
 
 
-def _taken(live: Iterable[Attachment]) -> dict[int, str]:
-    return {id(parameter): repr(run) for run in live for parameter in run.parameters.values()}
+def _taken(live: Iterable[Attachment]) -> dict[int, Attachment]:
+    return {id(parameter): run for run in live for parameter in run.parameters.values()}
 
 
 def check_gradients(parameters: Mapping[str, Parameter], step: int, *, last: bool) -> None:

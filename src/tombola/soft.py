@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.optim import Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from tombola.masks import Masks
 from tombola.methods.protocol import Moment, SoftMethod
@@ -21,6 +21,8 @@ from tombola.states import check_generator, check_keys, check_optimizer, check_t
 
 # what a score's parameter group does not take over from its weight's
 _OWN = {"params", "weight_decay", "fused", "foreach"}
+# the optimisers whose fused form runs on CPU and CUDA alike; Adagrad's, for one, was long for the CPU alone
+FUSED = (SGD, Adam, AdamW)
 
 
 @dataclass(eq=False)
@@ -175,8 +177,9 @@ def _score_optimizer(slots: list[Slot], optimizer: Optimizer, method: SoftMethod
         return own, []
     accepted = inspect.signature(type(optimizer).__init__).parameters
     defaults = {key: value for key, value in optimizer.defaults.items() if key in accepted and key not in _OWN}
-    if "fused" in accepted and not defaults.get("differentiable"):
-        defaults["fused"] = True  # the scores are plain tensors, so the fast form always applies
+    fusible = isinstance(optimizer, FUSED) and {slot.score.device.type for slot in slots} <= {"cpu", "cuda"}
+    if fusible and "fused" in accepted and not defaults.get("differentiable"):
+        defaults["fused"] = True
     groups = [
         {key: value for key, value in group.items() if key not in _OWN} | {"params": scores, "weight_decay": 0.0}
         for group, scores in by_group

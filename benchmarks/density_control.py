@@ -11,14 +11,12 @@ density, between the two neighbours of the same seed. The shuffled control keeps
 from __future__ import annotations
 
 import argparse
-import copy
 import math
 import platform
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -41,6 +39,8 @@ SCORE_OPTIMIZER = partial(torch.optim.SGD, lr=1.0, momentum=0.9)
 
 DIGITS = data.digits()
 STEPS = DIGITS.steps(BATCH)
+
+ALL = "all networks"
 
 Point = tuple[float, float]  # density, accuracy in %
 
@@ -184,24 +184,18 @@ def cost(steps: int) -> tuple[float, float, float]:
         optimizer.step()
         optimizer.zero_grad()
 
-    whole = [timed(step) for _ in range(12)][2:]
-    method, scores = ContinuousSparsification(density=0.05), run.scores
-    weights = sum(score.numel() for score in scores.values())
-    begin = Moment(step=0, steps=steps, steps_per_epoch=None, weights=weights)
-    stride = max(1, steps // TIMES)  # every moment of an interval, so that idle ones count too; then some intervals on
-    moments = [replace(begin, step=k * stride * (TIMES // 20) + j) for k in range(1, 20) for j in range(stride)]
+    method, scores, stride = ContinuousSparsification(density=0.05), run.scores, max(1, steps // TIMES)
 
-    def turn(moment: Moment) -> float:
-        step()  # or else the scores would still be in the caches
-        return timed(lambda: method.adjust(scores, moment))
+    def control(begin: int, count: int) -> None:
+        for now in range(begin, begin + count):
+            method.adjust(scores, Moment(step=now, steps=steps, steps_per_epoch=None, weights=1))
 
-    busy = [turn(moment) for moment in moments if moment.step % stride == 0]
-    idle = [timed(partial(method.adjust, scores, moment)) for moment in moments if moment.step % stride]
-    each = (statistics.median(busy) + (stride - 1) * statistics.median(idle or [0.0])) / stride
-    last = statistics.median(
-        timed(partial(method.adjust, copy.deepcopy(scores), replace(begin, step=steps))) for _ in range(3)
-    )
-    return statistics.median(whole), each, last
+    whole, parts = [], []
+    for k in range(20):  # in turns, so that the scores are no longer in the caches when the controller comes
+        whole.append(timed(step))
+        parts.append(timed(partial(control, k * stride * (TIMES // 20), stride)))
+    last = timed(partial(control, steps, 1))
+    return statistics.median(whole), statistics.median(parts) / stride, last
 
 
 def timed(call: Callable[[], object]) -> float:
@@ -217,13 +211,32 @@ def mean_sd(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values) if len(values) > 1 else 0:.1f}"
 
 
-def difference(rows: Sequence[Row], other: str) -> str:
-    """Asked minus ``other``, paired by network and seed: mean ± standard error, and what that comes to."""
+def difference(rows: Sequence[Row], other: str) -> tuple[str, str]:
+    """Asked minus ``other``, paired by network and seed: mean ± standard error; and what that comes to."""
     gaps = [row["asked"] - row[other] for row in rows]
     error = statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else math.inf
     mean = statistics.mean(gaps)
-    verdict = "equal" if abs(mean) <= 2 * error else "better" if mean > 0 else "**worse**"
-    return f"{mean:+.2f} ± {error:.2f} {verdict}"
+    verdict = "equal" if abs(mean) <= 2 * error else "better" if mean > 0 else "worse"
+    return f"{mean:+.2f} ± {error:.2f}", verdict
+
+
+def reading(verdicts: dict[tuple[str, float, str], str]) -> list[str]:
+    """The differences in words; ``verdicts`` by network, density and what the asked ticket is compared with."""
+    lines = []
+    for other, name in (("swept", "swept tickets"), ("imp", "IMP")):
+        cells = {(net, density): v for (net, density, kind), v in verdicts.items() if kind == other}
+        single = {cell: v for cell, v in cells.items() if cell[0] != ALL}
+        count = {word: list(single.values()).count(word) for word in ("better", "equal", "worse")}
+        worse = [f"{net} at {density}" for (net, density), v in single.items() if v == "worse"]
+        pooled = [f"{v} at {density}" for (net, density), v in cells.items() if net == ALL]
+        lines.append(
+            f"* Against {name}: better in {count['better']} of {len(single)} cells, equal in {count['equal']}, "
+            f"worse in {count['worse']}{' (' + '; '.join(worse) + ')' if worse else ''}. "
+            f"All networks together: {', '.join(pooled)}."
+        )
+    cheap = [str(d) for d in DENSITIES if epochs_of_imp(d) >= 4 * (SEARCH_EPOCHS + EPOCHS)]
+    lines.append(f"* At density {', '.join(cheap)} the asked ticket takes at most a quarter of the epochs of IMP.")
+    return lines
 
 
 def page(results: dict[str, list[dict[float, Row]]]) -> list[str]:
@@ -240,16 +253,19 @@ def page(results: dict[str, list[dict[float, Row]]]) -> list[str]:
     lines += ["", "## Asked minus the others, percentage points (mean ± standard error)", ""]
     lines += ['Paired by network and seed; "equal": no further from 0 than two standard errors.', ""]
     lines += ["| network | density | − swept | − IMP | epochs, asked : IMP |", "|---|---|---|---|---|"]
-    groups = {**results, "all": [rows for seeds in results.values() for rows in seeds]}
+    verdicts = {}
+    groups = {**results, ALL: [rows for seeds in results.values() for rows in seeds]}
     for net, seeds in groups.items():
         for density in DENSITIES:
-            rows = [found[density] for found in seeds]
+            cells = []
+            for other in ("swept", "imp"):
+                gap, verdicts[net, density, other] = difference([found[density] for found in seeds], other)
+                cells.append(f"{gap} {verdicts[net, density, other]}")
             imp = epochs_of_imp(density)
-            share = f"{asked} : {imp} = {asked / imp:.2f}"
-            lines.append(f"| {net} | {density} | {difference(rows, 'swept')} | {difference(rows, 'imp')} | {share} |")
-    sweep = len(INITIAL_SCORES) * (SEARCH_EPOCHS + EPOCHS)
+            lines.append(f"| {net} | {density} | {' | '.join(cells)} | {asked} : {imp} = {asked / imp:.2f} |")
+    sweep = len(INITIAL_SCORES) * asked
     lines += ["", f"Epochs count searching and retraining: asked {asked} for each density, the sweep {sweep} in all."]
-    return lines
+    return ["## In words", "", *reading(verdicts), "", *lines]
 
 
 def main() -> None:

@@ -12,9 +12,9 @@ layer never sinks below 0, and is kept at the end, unless there are more layers 
 
 There is no state but scores and step, so a resumed run is bitwise the uninterrupted one.
 
-Cost: a run is steered about 200 times (in fewer steps, at each), by quantiles of at most about 65,536 scores, drawn
-evenly, and at its end once by all of them. On Conv-6 that is less than 0.1 % of a training step in a run of the
-papers' length; ``benchmarks/density_control.py`` measures it.
+Cost: a run is steered 200 to 400 times (or at each step, if it has fewer), by quantiles of 65,536 to 131,071 scores
+drawn evenly (or of all, if there are fewer), and at its end once by all of them. For Conv-6 that is less than 0.1 % of
+a training step in a run of the papers' length; ``benchmarks/density_control.py`` measures it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tombola.masks import largest
 from tombola.methods.protocol import Moment
 from tombola.schedules import cubic
 
-TIMES = 200  # steerings of a run, about; finer gains nothing
+TIMES = 200  # steerings of a run, at least, if it has as many steps
 SAMPLE = 2**16  # scores that a quantile is taken of, at least, if there are as many; at d = 0.02 it errs by 3 % of d
 SETTLED = 0.7  # share of the steps after which the ceiling is the asked density
 

@@ -396,6 +396,7 @@ def test_a_loss_that_is_not_finite(config: RunConfig, tmp_path: Path) -> None:
         ),
         (replace(DENSE, data="own_flat:data", model="own_flat:pair"), "its output is tuple, not logits"),
         (replace(DENSE, data="own_flat:data", model="own_flat:good", augment=True), "not images"),
+        (replace(DENSE, data="own_flat:empty", model="own_flat:good"), "the test set has no example"),
         (replace(IMP_, rewind_step=2 * STEPS + 1), "rewind_step=21 lies behind the end of a round of steps=20"),
         (replace(IMP_, method=IMP(keep={"nowhere": 0.5})), "'nowhere'"),
     ],
@@ -411,6 +412,12 @@ from torch import nn
 def data():
     x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
     return x[:150], torch.arange(150) % 3, x[150:], torch.arange(50) % 3
+
+def empty():
+    from torch.utils.data import DataLoader, TensorDataset
+    from tombola.lab.data import Loaders
+    train = DataLoader(TensorDataset(torch.zeros(200, 6), torch.zeros(200).long()), batch_size=128)
+    return Loaders(train, [], classes=3, input_shape=(6,), name="empty")
 
 def good(classes): return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, classes))
 def wide(classes): return nn.Linear(7, classes)
@@ -444,6 +451,32 @@ def net(classes):
     monkeypatch.chdir(tmp_path)
     config = replace(CS, model="own_noisy:net", rounds=2, retrain=())
     straight = execute(config, tmp_path / "straight")
+    path = stopped(config, tmp_path / "cut", after=3)
+    torch.randn(5)
+    assert execute(config, tmp_path / "cut") == path
+    assert files(path) == files(straight)
+
+
+def test_data_behind_loaders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_loaders.py").write_text(
+        """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from tombola.lab.data import Loaders
+
+def data():
+    x = torch.randn(96, 6, generator=torch.Generator().manual_seed(0))
+    both = TensorDataset(x, (x[:, 0] > 0).long())
+    return Loaders(DataLoader(both, batch_size=16, shuffle=True), DataLoader(both, batch_size=96), 2, (6,), "mine")
+
+def net(classes): return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, classes))
+"""
+    )
+    monkeypatch.chdir(tmp_path)
+    config = replace(CS, data="own_loaders:data", model="own_loaders:net", batch_size=16)
+    straight = execute(config, tmp_path / "straight")
+    assert len(results(straight)) == 2
     path = stopped(config, tmp_path / "cut", after=3)
     torch.randn(5)
     assert execute(config, tmp_path / "cut") == path

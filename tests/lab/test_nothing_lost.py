@@ -157,6 +157,7 @@ def finish(command: list[str], out: Path, stops: list[Stop]) -> int:
     return stopped
 
 
+@pytest.mark.timeout(900)
 def test_three_moments(tmp_path: Path, noise: str) -> None:
     command = arguments("cs,imp", "--data", noise, "--no-controls", "--epochs", "30")
     stops: list[Stop] = [

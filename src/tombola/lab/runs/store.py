@@ -39,13 +39,14 @@ class RunFolder:
     Args:
         out: folder that holds run folders; made if need be.
         config: which run.
-        patience: seconds to wait for another process to let go of the folder.
+        patience: seconds to wait for another process to let go of the folder. Children of one that was killed, those
+            of a ``DataLoader`` say, may hold it for some seconds more.
 
     Raises:
         LabError: another process works on the run, or the folder holds another run or a damaged one.
     """
 
-    def __init__(self, out: Path, config: RunConfig, *, patience: float = 5.0) -> None:
+    def __init__(self, out: Path, config: RunConfig, *, patience: float = 10.0) -> None:
         self.config = config
         self.path = out / config.folder_name
         self.tickets = self.path / "tickets"

@@ -265,6 +265,7 @@ def page(results: dict[str, list[dict[float, Row]]]) -> list[str]:
             lines.append(f"| {net} | {density} | {' | '.join(cells)} | {asked} : {imp} = {asked / imp:.2f} |")
     sweep = len(INITIAL_SCORES) * asked
     lines += ["", f"Epochs count searching and retraining: asked {asked} for each density, the sweep {sweep} in all."]
+    lines += ["Accuracies of the sweep and of IMP are interpolated; beyond the range of a sweep its end counts."]
     return ["## In words", "", *reading(verdicts), "", *lines]
 
 

@@ -1,0 +1,76 @@
+"""Masks at one bit a weight: what they clear, in every layout and number format, and how much they take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tombola import bits
+from tombola.bits import PackedMask, and_unpacked
+
+FORMATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+
+
+def layouts(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Tensor]:
+    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = {"plain": tensor, "with gaps": torch.stack([tensor, tensor], -1)[..., 0]}
+    if len(shape) > 1:
+        found["transposed"] = tensor.transpose(0, 1).contiguous().transpose(0, 1)
+    if len(shape) == 4:
+        found["channels last"] = tensor.contiguous(memory_format=torch.channels_last)
+    return found
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple), st.sampled_from(FORMATS), st.integers(0, 2**20))
+def test_clears_what_is_dropped(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> None:
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+    for parameter in layouts(shape, dtype).values():
+        packed = PackedMask(mask, parameter)
+        assert torch.equal(packed.mask(), mask)
+        assert packed.bytes.numel() == -(-mask.numel() // 8)
+        for tensor in layouts(shape, dtype).values():  # of the same layout as the parameter, or another
+            expected = torch.where(mask, tensor, 0)
+            packed.clear(tensor)
+            assert torch.equal(tensor, expected)
+
+
+def test_inf_and_nan_go_too_and_minus_zero_stays() -> None:
+    values = torch.tensor([torch.inf, torch.nan, -0.0, 1.0] * 4)
+    PackedMask(torch.tensor([False, False, True, True] * 4), values).clear(values)
+    assert values.tolist() == [0.0, 0.0, 0.0, 1.0] * 4
+    assert torch.signbit(values).tolist() == [False, False, True, False] * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize("size", [1, 7, 8, 100])
+def test_every_device_does_the_same(dtype: torch.dtype, size: int) -> None:
+    """What accelerators run, beside what the CPU runs."""
+    draw = torch.Generator().manual_seed(size)
+    values = torch.randint(-100, 100, (size,), dtype=dtype, generator=draw)
+    packed = torch.randint(256, (-(-size // 8),), dtype=torch.uint8, generator=draw)
+    here, there = values.clone(), values.clone()
+    bits._compiled()(here.numpy(), packed.numpy())
+    and_unpacked(there, packed, chunk=16)
+    assert torch.equal(here, there)
+    kept = [bool(int(packed[place // 8]) >> place % 8 & 1) for place in range(size)]
+    assert here.tolist() == [value if keep else 0 for value, keep in zip(values.tolist(), kept, strict=True)]
+
+
+def test_where_nothing_can_be_kept_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    import numba
+
+    def njit(**options: Any) -> Any:
+        if "cache" in options:
+            raise RuntimeError("cannot cache function '_and_bits': no locator available")
+        return real(**options)
+
+    real = numba.njit
+    monkeypatch.setattr(numba, "njit", njit)
+    values = torch.ones(9)
+    bits._compiled.__wrapped__()(values.view(torch.int32).numpy(), torch.tensor([1, 1], dtype=torch.uint8).numpy())
+    assert values.tolist() == [1, 0, 0, 0, 0, 0, 0, 0, 1]

@@ -30,7 +30,6 @@ from torch.nn.utils import parametrize
 
 import tombola
 from tombola.lab import models
-from tombola.lab.residual import resnet50, wrn_22_2
 
 VARIANTS = ("dense", "dense again", "cs", "hard", "authors' way")
 CASES = {"resnet20": 128, "conv6": 60, "wrn_22_2": 128}
@@ -38,7 +37,7 @@ EVERY = 100  # steps from one move of RigL to the next
 STEPS = 1_000_000  # enough for any number of repeats; the temperature then hardly moves, which costs the same
 
 
-BUILD = {"resnet20": models.resnet20, "conv6": models.conv6, "wrn_22_2": wrn_22_2, "resnet50": resnet50}
+BUILD = {"resnet20": models.resnet20, "conv6": models.conv6, "wrn_22_2": models.wrn_22_2, "resnet50": models.resnet50}
 
 
 class SoftMask(nn.Module):

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from tombola import erdos_renyi, erk, flops, global_, uniform
 from tombola.budgets import Budget, Shapes
-from tombola.lab.mobilenet import mobilenet_v1
-from tombola.lab.residual import resnet50, wrn_22_2
+from tombola.lab.models import mobilenet_v1, resnet50, wrn_22_2
 
 SMALL: Shapes = {"a": (4, 5), "b": (3, 4, 3, 3), "c": (2, 3)}  # 20, 108 and 6 weights
 BUDGETS = {"uniform": uniform, "erdos_renyi": erdos_renyi, "erk": erk, "global_": global_}

@@ -10,9 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from zoo import NETS
 
 from tombola import Masks, flops
-from tombola.lab.mobilenet import mobilenet_v1
-from tombola.lab.models import conv6, lenet_300_100
-from tombola.lab.residual import resnet50, wide_resnet, wrn_22_2
+from tombola.lab.models import conv6, lenet_300_100, mobilenet_v1, resnet50, wide_resnet, wrn_22_2
 
 CONVOLUTIONS = {
     "1d": (nn.Conv1d(4, 6, 3, stride=2, padding=1), (2, 4, 9), 6 * 4 * 3 * 5 * 2),

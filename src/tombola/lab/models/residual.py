@@ -5,17 +5,20 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tombola.lab.models.initial import he, scaled
 
-def resnet50(*, classes: int = 1000, width: float = 1.0) -> nn.Module:
+
+def resnet50(*, in_channels: int = 3, classes: int = 1000, width: float = 1.0) -> nn.Module:
     """ResNet-50 with the stride on the 3×3 convolutions: 25,502,912 weights, 4,089,184,256 multiply-adds at 224×224.
 
     Args:
+        in_channels: of the images.
         classes: number of classes.
         width: multiplier of all numbers of channels, for small dense (0.34) and big sparse (2.8) comparisons.
 
-    Input: (N, 3, H, W). Output: (N, classes) logits.
+    Input: (N, in_channels, H, W). Output: (N, classes) logits.
     """
-    return _ResNet50(classes, width)
+    return _ResNet50(in_channels, classes, width)
 
 
 def wide_resnet(*, depth: int = 22, width: float = 2, in_channels: int = 3, classes: int = 10) -> nn.Module:
@@ -39,9 +42,9 @@ def wide_resnet(*, depth: int = 22, width: float = 2, in_channels: int = 3, clas
     return _WideResNet((depth - 4) // 6, width, in_channels, classes)
 
 
-def wrn_22_2(*, in_channels: int = 3, classes: int = 10) -> nn.Module:
-    """WRN-22-2, see :func:`wide_resnet`."""
-    return wide_resnet(in_channels=in_channels, classes=classes)
+def wrn_22_2(*, in_channels: int = 3, classes: int = 10, width: float = 1.0) -> nn.Module:
+    """WRN-22-2, see :func:`wide_resnet`; ``width`` multiplies its own factor of 2."""
+    return wide_resnet(in_channels=in_channels, classes=classes, width=2 * width)
 
 
 class _Bottleneck(nn.Module):
@@ -70,13 +73,13 @@ def _stage(inputs: int, inner: int, outputs: int, *, blocks: int, stride: int) -
 
 
 class _ResNet50(nn.Module):
-    def __init__(self, classes: int, width: float) -> None:
+    def __init__(self, in_channels: int, classes: int, width: float) -> None:
         super().__init__()
-        channels = round(64 * width)
-        self.conv1 = nn.Conv2d(3, channels, 7, 2, padding=3, bias=False)
+        channels = scaled(64, width)
+        self.conv1 = nn.Conv2d(in_channels, channels, 7, 2, padding=3, bias=False)
         self.norm1 = nn.BatchNorm2d(channels)
         self.pool = nn.MaxPool2d(3, 2, padding=1)
-        sizes = [(round(base * width), round(4 * base * width)) for base in (64, 128, 256, 512)]
+        sizes = [(scaled(base, width), scaled(4 * base, width)) for base in (64, 128, 256, 512)]
         self.layer1 = _stage(channels, *sizes[0], blocks=3, stride=1)
         self.layer2 = _stage(sizes[0][1], *sizes[1], blocks=4, stride=2)
         self.layer3 = _stage(sizes[1][1], *sizes[2], blocks=6, stride=2)
@@ -86,7 +89,7 @@ class _ResNet50(nn.Module):
 
     def reset_parameters(self) -> None:
         """Initialise anew: He's normal distribution by fan-out; the classifier with standard deviation 0.01."""
-        he_initialised(self)
+        he(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool(F.relu(self.norm1(self.conv1(x))))
@@ -117,8 +120,8 @@ class _WideResNet(nn.Module):
         channels, layers = 16, []
         for stage, base in enumerate((16, 32, 64)):
             for block in range(blocks):
-                layers.append(_WideBlock(channels, round(base * width), 2 if stage and block == 0 else 1))
-                channels = round(base * width)
+                layers.append(_WideBlock(channels, scaled(base, width), 2 if stage and block == 0 else 1))
+                channels = scaled(base, width)
         self.blocks = nn.Sequential(*layers)
         self.norm = nn.BatchNorm2d(channels)
         self.fc = nn.Linear(channels, classes)
@@ -126,20 +129,8 @@ class _WideResNet(nn.Module):
 
     def reset_parameters(self) -> None:
         """Initialise anew: He's normal distribution by fan-out; the classifier with standard deviation 0.01."""
-        he_initialised(self)
+        he(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm(self.blocks(self.conv1(x))))
         return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
-
-
-def he_initialised(model: nn.Module) -> None:
-    """Draw all weights anew: convolutions by fan-out for ReLU, linear layers with standard deviation 0.01."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.01)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm2d):
-            module.reset_parameters()

@@ -13,6 +13,7 @@ from torch.optim import SGD
 
 import tombola
 from tombola import SET, SNFS, SNIP, GradualMagnitude, GraNet, RigL, Static, uniform
+from tombola.methods.moves import drop_and_grow
 from tombola.patterns import NM, Block, ConstantFanIn, Pattern, choose
 
 PATTERNS: list[Pattern] = [NM(2, 4), NM(1, 2), ConstantFanIn(), Block(2, 4), Block(4, 1)]
@@ -151,3 +152,53 @@ def begin(pattern: Pattern) -> None:
     tombola.attach(
         model, SGD(model.parameters(), lr=0.1), Static(density=0.5, budget=uniform, pattern=pattern), steps=1
     )
+
+
+# ---- SRigL's ablation of outputs
+
+
+def test_ablation_by_hand() -> None:
+    weight = torch.tensor([[9.0, 8, 0, 0, 0, 0], [7.0, 6, 0, 0, 0, 0], [1.0, 2, 0, 0, 0, 0]])
+    growth = torch.tensor([[0.0, 0, 5, 1, 0, 0], [0.0, 0, 4, 3, 0, 0], [0.0, 0, 1, 1, 0, 0]])
+    mask = weight > 0
+    # the two smallest weights go, and the two best missing ones lie in the first two rows: nothing in the third counts
+    moved = drop_and_grow(weight, mask, growth, n=2, generator=generator(), pattern=ConstantFanIn(ablate=0.5))
+    assert moved.int().tolist() == [[1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0]]
+    kept = drop_and_grow(weight, mask, growth, n=2, generator=generator(), pattern=ConstantFanIn())
+    assert kept.sum(1).tolist() == [2, 2, 2]
+    # six weights do not divide among four outputs, so that one is left over; what is given up does not come back
+    total = torch.tensor([[2, 2, 0], [2, 2, 0], [2, 2, 0], [1, 1, 0], [0, 0, 0]]).bool()
+    salient = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 0, 0], [0, 0, 0], [1, 1, 1]]).bool()
+    assert ConstantFanIn(ablate=0.5).fan_ins(total, salient, 8).tolist() == [2, 2, 2, 0, 0]
+    assert ConstantFanIn(ablate=0.9).fan_ins(total, salient, 8).tolist() == [3, 0, 0, 0, 0]  # no more than inputs
+    assert ConstantFanIn(ablate=0.5).fan_ins(total, torch.zeros_like(total), 8).tolist() == [2, 2, 2, 2, 0]
+
+
+def test_ablation_in_training() -> None:
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+    pattern = ConstantFanIn(ablate=0.7)
+    method = RigL(density=0.2, budget=uniform, every=1, drop_fraction=0.5, anneal="constant", pattern=pattern)
+    run = tombola.attach(model, optimizer, method, steps=40)
+    budget = run.masks.counts()
+    gone = {name: torch.zeros(8, dtype=torch.bool) for name in budget}
+    for step in range(40):
+        optimizer.zero_grad()
+        model(torch.randn(8, 4, 4, 4, generator=torch.Generator().manual_seed(step))).square().mean().backward()
+        optimizer.step()
+        for name, mask in run.masks.items():
+            fan_in = mask.flatten(1).sum(1)
+            alive = fan_in > 0
+            assert len(set(fan_in[alive].tolist())) == 1
+            assert not alive[gone[name]].any()  # for good
+            gone[name] = ~alive
+            each = min(budget[name] // int(alive.sum()), mask[0].numel())
+            assert int(mask.sum()) == each * int(alive.sum())
+            assert not model.get_parameter(name)[~mask].any()
+    assert any(rows.any() for rows in gone.values())
+
+
+def test_how_much_may_be_ablated() -> None:
+    for wrong in (-0.1, 1.1, "0.3"):
+        with pytest.raises(ValueError, match="ablate is a share of the fan-in, from 0 to 1"):
+            ConstantFanIn(ablate=wrong)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from tombola.masks import largest
 
 
+@runtime_checkable
 class Pattern(Protocol):
     """How a layer's weights, of shape (outputs, inputs, *kernel), fall into groups of units."""
 
@@ -65,7 +66,35 @@ class NM:
 
 @dataclass(frozen=True)
 class ConstantFanIn:
-    """The same number of weights for each output. Lasby et al. (SRigL), ICLR 2024, arXiv 2305.02299."""
+    """The same number of weights for each output. Lasby et al. (SRigL), ICLR 2024, arXiv 2305.02299.
+
+    Args:
+        ablate: γ_sal. When connections move, an output with fewer salient weights than this share of its fan-in (or
+            with none) is given up for good, and the others share its weights: the fan-in grows. Salient are the weights
+            that are not dropped and the missing ones that would grow first. SRigL has 0.3 for convolutional networks
+            and 0.95 for vision transformers. 0: every output stays.
+    """
+
+    ablate: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.ablate, int | float) and 0 <= self.ablate <= 1):
+            raise ValueError(f"ablate is a share of the fan-in, from 0 to 1, not {self.ablate!r}")
+
+    def fan_ins(self, before: Tensor, salient: Tensor, total: int) -> Tensor:
+        """How many weights each output is to have after a move, (outputs,): the same number, or none.
+
+        Args:
+            before: bool, the connections before the move, (outputs, inputs).
+            salient: bool, the salient ones, (outputs, inputs).
+            total: the most that all together may have.
+        """
+        fan_in = before.sum(1)
+        enough = salient.sum(1) >= (self.ablate * fan_in).ceil().clamp(min=1)
+        alive = (fan_in > 0) & enough
+        if not alive.any():
+            return fan_in
+        return torch.where(alive, min(total // int(alive.sum()), before.shape[1]), 0)
 
     def units(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """One group for each output."""

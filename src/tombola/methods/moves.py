@@ -6,6 +6,7 @@ Evci et al., "Rigging the Lottery", arXiv 1911.11134, sections 3 (2)–(4).
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +17,7 @@ from torch import Tensor
 from tombola.budgets import Budget, erk, global_
 from tombola.masks import Masks, largest
 from tombola.methods.protocol import Moment, check_density, is_number
-from tombola.patterns import Pattern, choose, complete, fitted
+from tombola.patterns import ConstantFanIn, Pattern, choose, complete, fitted
 
 Anneal = Literal["cosine", "constant", "linear", "inverse_power"]
 
@@ -83,11 +84,16 @@ class Moves:
         generator: torch.Generator,
     ) -> Masks:
         """The masks after each layer has dropped its smallest weights and grown as many where ``growth`` is best."""
-        fraction, moved = self.fraction(moment), {}
+        fraction, pattern, moved = self.fraction(moment), self.pattern, {}
+        totals = masks.counts()
+        if isinstance(pattern, ConstantFanIn) and pattern.ablate:  # fewer outputs may not divide the budget's count
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # they were heard at the start
+                totals = checked_counts(weights, self.budget, self.density, pattern)
         for name, mask in masks.items():
             n = int(fraction * int(mask.sum()))
             moved[name] = drop_and_grow(
-                weights[name], mask, growth[name], n=n, generator=generator, pattern=self.pattern
+                weights[name], mask, growth[name], n=n, total=totals[name], generator=generator, pattern=pattern
             )
         return Masks(moved)
 
@@ -150,6 +156,7 @@ def drop_and_grow(
     growth: Tensor,
     *,
     n: int,
+    total: int | None = None,
     generator: torch.Generator,
     pattern: Pattern | None = None,
 ) -> Tensor:
@@ -162,17 +169,24 @@ def drop_and_grow(
         mask: bool, the connections that there are.
         growth: 0 or more, what makes a missing connection worth having.
         n: connections to move, at most as many as there are; under a pattern whole units.
+        total: connections that there are to be after the move; None: as many as before.
         generator: settles ties.
         pattern: what the mask must fit, before and after. The smallest units of the whole layer are dropped, and each
             group grows back to its number.
     """
+    before = int(mask.sum())
+    total = before if total is None else total
     magnitude = torch.where(mask, weight.detach().abs(), -1.0)
     if pattern is None:
-        kept = largest(magnitude, int(mask.sum()) - n, generator=generator)
-        return kept | largest(torch.where(kept, -1.0, growth), n, generator=generator)
+        kept = largest(magnitude, before - n, generator=generator)
+        return kept | largest(torch.where(kept, -1.0, growth), total - (before - n), generator=generator)
     groups, _, size = pattern.units(mask.shape)
-    units = int(mask.sum()) // size
-    stay = largest(pattern.split(magnitude).sum(2), units - n // size, generator=generator)
-    kept = pattern.join(stay.unsqueeze(2).expand(pattern.split(mask).shape), mask.shape)
-    needed = torch.full((groups,), units // groups, device=mask.device)
+    there = pattern.split(mask)
+    stay = largest(pattern.split(magnitude).sum(2), before // size - n // size, generator=generator)
+    needed = torch.full((groups,), total // (size * groups), device=mask.device)
+    if isinstance(pattern, ConstantFanIn) and pattern.ablate:
+        wanted = largest(torch.where(stay, -1.0, pattern.split(growth).sum(2)), n, generator=generator)
+        needed = pattern.fan_ins(there.squeeze(2), stay | wanted, total)
+        stay &= needed.unsqueeze(1) > 0
+    kept = pattern.join(stay.unsqueeze(2).expand(there.shape), mask.shape)
     return complete(kept, growth, needed, pattern, generator)

@@ -65,6 +65,17 @@ def test_a_search_in_ten_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert not names["model"].get_parameter(name)[~mask].any()
 
 
+def test_a_method_with_its_settings() -> None:
+    names = users_names() | {"tombola": tombola, "torch": torch}
+    names["optimizer"] = torch.optim.SGD(names["model"].parameters(), lr=0.1)
+    exec(blocks("python")[2], names)
+    assert names["run"].masks.kept == round(0.1 * 600)
+
+
+def test_every_example_is_tried() -> None:
+    assert len(blocks("python")) == 3
+
+
 def test_its_commands_are_understood() -> None:
     commands = re.findall(r"^tombola (.*?)(?:  +#.*)?$", "\n".join(blocks("sh")), re.MULTILINE)
     commands += re.findall(r"`tombola (\w+ [^`]*)`", README)

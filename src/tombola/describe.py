@@ -1,13 +1,17 @@
-"""A method's settings as plain data, for provenance and for checking that a saved state fits."""
+"""Where something comes from, as plain data: for provenance and for checking that a saved state fits."""
 
 from __future__ import annotations
 
 import functools
 import numbers
+import platform
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import torch
+
+import tombola
 from tombola.masks import Masks
 
 
@@ -29,3 +33,8 @@ def describe(value: Any) -> Any:
     if isinstance(value, numbers.Real):  # numpy's, for instance
         return int(value) if isinstance(value, numbers.Integral) else float(value)
     return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+
+
+def versions() -> dict[str, str]:
+    """Of this library, PyTorch and Python."""
+    return {"tombola": tombola.__version__, "torch": str(torch.__version__), "python": platform.python_version()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-import tombola
 from tombola.attach import Attachment
-from tombola.describe import describe
+from tombola.describe import describe, versions
 from tombola.masks import Masks, pack
 from tombola.methods.fixed import Fixed
 from tombola.methods.protocol import PruningMethod, RoundMethod, SearchMethod
@@ -166,7 +164,7 @@ class TicketSearch:
             "rewind_step": self.rewind_step, "steps": run.step, "steps_spent": self.steps_spent,
             "undecided": found["undecided"], "density": masks.density,
             "layers": {name: kept / max(masks[name].numel(), 1) for name, kept in masks.counts().items()},
-            "model": type(unwrapped(self.model)).__name__, "versions": _versions(), **self.about,
+            "model": type(unwrapped(self.model)).__name__, "versions": versions(), **self.about,
         }  # fmt: skip
         ticket = Ticket(masks, self._start, provenance)
         if isinstance(self.method, RoundMethod):
@@ -289,7 +287,3 @@ def _warn(index: int, masks: Masks, undecided: float) -> None:
             "network that was trained; train longer, or raise final_temperature or the scores' learning rate",
             stacklevel=4,
         )
-
-
-def _versions() -> dict[str, str]:
-    return {"tombola": tombola.__version__, "torch": str(torch.__version__), "python": platform.python_version()}

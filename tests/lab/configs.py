@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tombola.lab.config import Dense, RunConfig
+from tombola.lab.config import BUDGETS, Dense, RunConfig
 from tombola.lab.settings import SGD, Adam, Constant, Cosine
 from tombola.methods.continuous import ContinuousSparsification
+from tombola.methods.gradual import GradualMagnitude
 from tombola.methods.magnitude import IMP
+from tombola.methods.rigl import RigL
+from tombola.methods.set_ import SET
+from tombola.methods.snip import SNIP
 from tombola.methods.stochastic import StochasticSparsification
+from tombola.patterns import ConstantFanIn
 
 DENSE = RunConfig(
     data="digits",
@@ -36,4 +41,11 @@ EVERY_METHOD = {
     "imp": IMP_,
     "imp-c": replace(IMP_, method=IMP(keep=0.5, rewind=False), rounds=2, retrain=(1,)),
     "iss": ISS,
+    "dense, shorter": replace(DENSE, method=Dense(times=0.5)),
+    "dense, narrow": replace(DENSE, width=0.5),
+    "rigl": replace(DENSE, method=RigL(density=0.2, every=4)),
+    "set, uniform": replace(DENSE, method=SET(density=0.25, every=4, budget=BUDGETS["uniform-first-dense"])),
+    "snip, fan-in": replace(DENSE, method=SNIP(density=0.3, pattern=ConstantFanIn())),
+    "gmp": replace(DENSE, method=GradualMagnitude(density=0.1, every=3)),
+    "cs, pruning": replace(CS, method=ContinuousSparsification(density=0.2, harden_at=0.5), rounds=1),
 }

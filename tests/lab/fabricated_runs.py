@@ -36,6 +36,7 @@ def result(method: str, setting: str, round_: int, density: float, accuracy: flo
         "epochs_search": EPOCHS * round_,
         "epochs_total": EPOCHS * (round_ + 1),
         "steps_total": 22 * EPOCHS * (round_ + 1),
+        "arithmetic": None,
         "soft_accuracy": None,
         "hard_accuracy": None,
         "undecided": None,

@@ -8,15 +8,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fabricated_runs import study
 
 import tombola
+from tombola.lab import models
 from tombola.lab.cli.main import cli, run, typed
-from tombola.lab.cli.searching import Search
+from tombola.lab.cli.running import Runs, searches, trainings
+from tombola.lab.config import BUDGETS, Dense, RunConfig
 from tombola.lab.settings import SGD, Adam, AdamW, Constant, Drops
 from tombola.lab.study import digits_study
+from tombola.patterns import NM, Block, ConstantFanIn
 
 SMALL = ["--model", "conv_digits", "--epochs", "1", "--batch-size", "256", "--jobs", "1"]
 
@@ -32,6 +36,7 @@ def lines_of(captured: str) -> list[str]:
         (["--help"], "inspect"),
         (["search", "-h"], "--initial-score X,..."),
         (["search", "--help"], "[default: lenet_300_100; for cifar10 resnet20]"),
+        (["train", "--help"], "[default: 100; less where that would be fewer than 30 times in a training]"),
         (["inspect", "--help"], "TICKET"),
         (["report", "--help"], "DIR..."),
         (["--version"], f"tombola {tombola.__version__}"),
@@ -77,6 +82,33 @@ def test_help(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str
         (["search", "--epochs", "1", "--rewind-epochs", "1"], "--rewind-epochs: step 21 must come before the end"),
         (["search", "--batch-size", "100000"], "batch"),
         (["search", "extra"], "unexpected extra argument (extra)"),
+        (["search", "--epochs", "x0"], "--epochs: must be a whole number, 1 or more, or x and a number, such as x5"),
+        (["search", "--epochs", "-3"], "times the recipe's, not '-3'"),
+        (["train", "--method", "imp"], "--method: 'imp' is not one of 'rigl', 'set'"),
+        (["train", "--density", "0"], "--density: must be a number above 0 and at most 1, not '0'"),
+        (["train", "--budget", "fair"], "--budget: 'fair' is not one of 'uniform', 'uniform-first-dense'"),
+        (["train", "--every", "0"], "--every: must be a whole number, 1 or more, not '0'"),
+        (["train", "--until", "1.5"], "--until: must be a number above 0 and at most 1, not '1.5'"),
+        (["train", "--drop-fraction", "-0.1"], "--drop-fraction: must be a number from 0 to 1, not '-0.1'"),
+        (["train", "--pattern", "stripes"], "--pattern: must be N:M such as 2:4, a block such as 4x4, fan-in or"),
+        (["train", "--pattern", "4:2"], "--pattern: an N:M pattern needs 1 ≤ N < M, not 4:2"),
+        (["train", "--pattern", "fan-in:2"], "--pattern: ablate is a share of the fan-in, from 0 to 1, not 2.0"),
+        (["train", "--pattern", "3x5"], "pattern: 'fc1.weight' does not fit"),
+        (["train", "--pattern", "4x4"], "(here: --unmasked NAME,...)"),
+        (["train", "--pattern", "2:4", "--density", "0.1"], "2:4 keeps 0.5 of every layer"),
+        (
+            ["train", "--pattern", "fan-in", "--method", "gmp"],
+            "--method gmp: a pattern needs a budget",
+        ),
+        (
+            ["train", "--method", "static", "--every", "5"],
+            "--every: is for --method set or rigl or snfs or gmp",
+        ),
+        (["train", "--method", "cs", "--budget", "erk"], "--budget: is for --method static or snip or set or rigl"),
+        (["train", "--method", "dense", "--density", "0.1"], "--density: is for sparse methods, not dense"),
+        (["train", "--method", "dense", "--small-dense"], "--small-dense: is for sparse methods, not dense"),
+        (["train", "--unmasked", "fc9.weight"], "--unmasked: lenet_300_100 has no parameter 'fc9.weight'; it has fc1"),
+        (["train", "--width", "0"], "--width: must be a number above 0, not '0'"),
         (["inspect"], "Missing argument 'TICKET'"),
         (["report"], "Missing argument 'DIR...'"),
     ],
@@ -210,9 +242,9 @@ def test_report_of_several_folders(tmp_path: Path, capsys: pytest.CaptureFixture
     assert line.startswith(f"tombola: {tmp_path / 'c'}: no such folder")
 
 
-def search_of(*arguments: str) -> Search:
+def search_of(*arguments: str) -> Runs:
     with cli.commands["search"].make_context("search", list(arguments)) as context:
-        return Search.from_options(context.params, given=typed(context))
+        return Runs.from_options(context.params, lambda: searches(context.params, given=typed(context)))
 
 
 @pytest.mark.parametrize("here", [[], ["--out", "x", "--jobs", "1", "--threads", "2", "--device", "cpu", "--quiet"]])
@@ -251,6 +283,92 @@ def test_every_setting_can_be_typed() -> None:
     typed_in = "--no-dense --method iss --optimizer adamw --schedule constant --rewind-step 3"
     (iss,) = search_of(*typed_in.split()).configs
     assert (iss.optimizer, iss.schedule, iss.rewind_step, iss.rounds) == (AdamW(), Constant(), 3, 5)
+
+
+def training_of(*arguments: str) -> list[RunConfig]:
+    with cli.commands["train"].make_context("train", list(arguments)) as context:
+        return trainings(context.params)
+
+
+def test_training_by_default() -> None:
+    dense, rigl = training_of()
+    assert (dense.method, dense.model, dense.setting) == (Dense(), "lenet_300_100", "")
+    # 15 epochs of 21 steps: moves come every 10 steps, so that there are some
+    assert rigl.method == tombola.RigL(density=0.1, every=10)
+    (long,) = training_of("--no-dense", "--model", "resnet20")
+    assert long.method == tombola.RigL(density=0.1, every=28)  # 85 epochs of 10 steps
+    assert long.unmasked == ("stage2.0.shortcut.weight", "stage3.0.shortcut.weight", "fc.weight")
+
+
+def test_every_setting_of_a_training_can_be_typed() -> None:
+    typed_in = """--no-dense --method rigl,gmp,granet,snip,cs --density 0.2,0.05 --budget erdos-renyi --every 7
+        --until 0.6 --drop-fraction 0.5 --anneal linear --harden-at 0.7 --seeds 4,2 --epochs x2
+        --lr 0.3 --schedule step --unmasked fc3.weight,fc1.bias"""
+    runs = training_of(*typed_in.split())
+    assert [run.seed for run in runs] == [4, 2] * 10
+    rigl, _, gmp, _, granet, _, snip, _, cs, _ = (run.method for run in runs[::2])
+    moving = {"every": 7, "until": 0.6, "drop_fraction": 0.5, "anneal": "linear"}
+    er = tombola.erdos_renyi
+    assert rigl == tombola.RigL(density=0.2, budget=er, **moving)
+    assert gmp == tombola.GradualMagnitude(density=0.2, budget=er, every=7, begin=0.2, until=0.6)
+    assert granet == tombola.GraNet(density=0.2, budget=er, prune_until=0.4, **moving)
+    assert snip == tombola.SNIP(density=0.2, budget=er)
+    assert cs == tombola.ContinuousSparsification(density=0.2, harden_at=0.7)
+    assert {run.epochs for run in runs} == {30}
+    assert {run.unmasked for run in runs} == {("fc3.weight", "fc1.bias")}
+    assert {run.schedule for run in runs} == {Drops(epochs=(15, 22))}
+    assert [run.score_optimizer is not None for run in runs[::4]] == [False] * 4 + [True]
+
+
+def test_patterns_can_be_typed() -> None:
+    def method(*arguments: str) -> Any:
+        (run,) = training_of("--no-dense", "--every", "100", *arguments)
+        return run.method
+
+    assert method("--pattern", "2:4") == tombola.RigL(density=0.5, budget=tombola.uniform, pattern=NM(2, 4))
+    odd = ("--unmasked", "fc3.weight")  # has ten outputs
+    assert method("--pattern", "4x2", *odd).pattern == method("--pattern", "4×2", *odd).pattern == Block(4, 2)
+    assert method("--pattern", "fan-in").pattern == ConstantFanIn()
+    assert method("--pattern", "fan-in:.3").pattern == ConstantFanIn(ablate=0.3)
+    first = ("--budget", "uniform-first-dense", "--model", "conv_digits")
+    assert method(*first).budget is BUDGETS["uniform-first-dense"]
+
+
+def test_dense_baselines() -> None:
+    runs = training_of("--method", "static,set,rigl", "--density", "0.4", "--equal-arithmetic", "--small-dense")
+    dense, static, _, rigl, *fair, narrow = runs
+    assert [run.total_epochs for run in (dense, static, rigl)] == [15] * 3
+    # static and SET cost 0.4 of dense, RigL a little more; there are no parts of an epoch
+    assert [(run.total_epochs, run.setting) for run in fair] == [(6, "6 epochs")]
+    net = models.lenet_300_100(image_size=8)
+    full, biases = sum(p.numel() for p in net.parameters()), 410
+    size = sum(p.numel() for p in models.lenet_300_100(image_size=8, width=narrow.width).parameters())
+    assert size == pytest.approx(0.4 * (full - biases) + biases, rel=0.01)
+
+
+def test_train_and_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "sparse"
+    arguments = ["train", "--method", "rigl,static", "--density", "0.2,0.1", "--seeds", "0,1", *SMALL]
+    assert run([*arguments, "--small-dense", "--out", str(out)]) == 0
+    said = capsys.readouterr()
+    lines = lines_of(said.out)
+    for name in ("Dense ", "Dense width =", "RigL density = 0.2", "RigL density = 0.1", "Static density = 0.1"):
+        assert any(line.startswith(name) for line in lines), name
+    assert "arithmetic" in said.out
+    assert "round" not in said.out
+    (layer,) = [line for line in lines if line.startswith("conv2.weight")]
+    assert layer.split()[1] == "4,608"
+    assert layer.count("%") == 4
+    page = (out / "report.html").read_text()
+    assert "Sparse training of conv_digits on digits" in page
+    assert "Winning tickets" not in page
+    assert (out / "results.csv").read_text().count("\n") == 1 + 1 + 2 + 4
+    (trained, *_) = sorted(out.glob("rigl-*/tickets/trained.safetensors"))
+    assert run(["inspect", str(trained)]) == 0
+    assert "RigL" in capsys.readouterr().out
+    before = {path: path.read_bytes() for path in out.glob("*/metrics.jsonl")}
+    assert run([*arguments, "--small-dense", "--out", str(out), "--quiet"]) == 0  # there is nothing left to do
+    assert {path: path.read_bytes() for path in out.glob("*/metrics.jsonl")} == before
 
 
 def test_a_terminal_without_the_signs(tmp_path: Path) -> None:

@@ -15,15 +15,21 @@ from configs import ASKED, CS, DENSE, EVERY_METHOD, IMP_, ISS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tombola.lab.config import Dense, RunConfig
+from tombola.lab.config import BUDGETS, Dense, RunConfig
 from tombola.lab.errors import LabError
 from tombola.lab.settings import SGD, Adam, AdamW, Constant, Cosine, Drops
 from tombola.methods.continuous import ContinuousSparsification
+from tombola.methods.gradual import GradualMagnitude
 from tombola.methods.magnitude import IMP
+from tombola.methods.rigl import RigL
+from tombola.methods.set_ import SET
+from tombola.methods.snip import SNIP
 from tombola.methods.stochastic import StochasticSparsification
+from tombola.patterns import ConstantFanIn
 
 LAYERWISE = replace(IMP_, method=IMP(keep={"conv1.weight": 0.85, "fc1.weight": 0.8}), optimizer=AdamW())
 STEPPED = replace(CS, schedule=Drops(epochs=(1, 2)), score_optimizer=Adam(), retrain=(1, 2))
+RIGL = EVERY_METHOD["rigl"]
 ALL = {**EVERY_METHOD, "layerwise": LAYERWISE, "stepped": STEPPED}
 
 
@@ -45,7 +51,8 @@ def written(value: Any) -> Any:
     """An independent rendering of a config: every field of every dataclass, but the optimiser that is a function."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         kinds = {
-            Dense: "dense", ContinuousSparsification: "cs", IMP: "imp", StochasticSparsification: "iss",
+            Dense: "dense", ContinuousSparsification: "cs", IMP: "imp", StochasticSparsification: "iss", RigL: "rigl",
+            SET: "set", SNIP: "snip", GradualMagnitude: "gmp", ConstantFanIn: "constant fan-in",
             SGD: "sgd", Adam: "adam", AdamW: "adamw", Constant: "constant", Cosine: "cosine", Drops: "drops",
         }  # fmt: skip
         fields = {f.name: written(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -54,6 +61,8 @@ def written(value: Any) -> Any:
         return fields if type(value) is RunConfig else {"kind": kinds[type(value)], **fields}
     if isinstance(value, tuple):
         return [written(entry) for entry in value]
+    if callable(value):
+        return next(name for name, budget in BUDGETS.items() if budget is value)
     return dict(value) if isinstance(value, Mapping) else value
 
 
@@ -80,7 +89,7 @@ def test_a_whole_number_in_a_float_field_is_the_same_run() -> None:
 def test_the_hash_of_a_known_config() -> None:
     # Should this ever fail, every run folder out there gets another name: a setting was added, renamed or removed, or
     # a default has changed. If that is meant, pin the new hash.
-    assert DENSE.folder_name == "dense-conv_digits-digits-s0-c5e4c292213a"
+    assert DENSE.folder_name == "dense-conv_digits-digits-s0-910562813007"
 
 
 def changed(value: Any) -> Any:
@@ -112,10 +121,12 @@ def variants(tree: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 CHOICES: dict[str, Any] = {
     "method.penalty_on": "mean",
-    "method.anneal": "epoch",
+    "method.anneal": "constant",
     "method.scale": "initial",
     "method.round_rule": "code",
     "method.scope": "layer",
+    "method.budget": "erdos-renyi",
+    "method.pattern": {"kind": "n:m", "n": 2, "m": 4},
     "retrain": [1],
     "controls": ["shuffled"],
     "control_rounds": [1],
@@ -125,7 +136,11 @@ CHOICES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("config", [ASKED, STEPPED, IMP_, LAYERWISE, ISS], ids=["cs", "stepped", "imp", "map", "iss"])
+HASHED = {"cs": ASKED, "stepped": STEPPED, "imp": IMP_, "map": LAYERWISE, "iss": ISS}
+HASHED |= {name: EVERY_METHOD[name] for name in ("rigl", "set, uniform", "snip, fan-in", "gmp", "cs, pruning")}
+
+
+@pytest.mark.parametrize("config", HASHED.values(), ids=HASHED)
 def test_every_setting_counts_in_the_hash(config: RunConfig) -> None:
     seen = {config.content_hash: "nothing"}
     tried = 0
@@ -138,16 +153,23 @@ def test_every_setting_counts_in_the_hash(config: RunConfig) -> None:
             for step in path:
                 inner[step] = dict(inner[step])
                 inner = inner[step]
-            inner[last] = CHOICES[key]
-        if tree["method"]["kind"] == "imp" and key == "score_optimizer":
-            continue
+            inner[last] = "epoch" if key == "method.anneal" and config.method_name == "cs" else CHOICES[key]
+        soft = isinstance(config.method, ContinuousSparsification | StochasticSparsification)
+        if key == "score_optimizer" and not soft:
+            continue  # there are no scores
+        if key in ("rounds", "rewind_step") and not config.searches:
+            continue  # there are no rounds
+        if key == "method.pattern" and config.method_name == "gmp":
+            continue  # global budgets have none
+        if key == "method.harden_at" and config.searches:
+            continue  # then there is no search
         if not config.controls and key in ("controls", "control_rounds"):
             continue  # given together or not at all
         other = RunConfig.from_json(json.dumps(tree))
         assert other.content_hash not in seen, f"{key} has the hash of {seen.get(other.content_hash)}"
         seen[other.content_hash] = key
         tried += 1
-    assert tried >= len(dataclasses.fields(RunConfig)) - 2
+    assert tried >= len(dataclasses.fields(RunConfig)) - 5
 
 
 def test_the_kind_counts_in_the_hash() -> None:
@@ -192,7 +214,7 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "number for true": (broken(augment=1), ["augment is 1, but must be true or false"]),
     "fraction": (broken(seed=1.0), ["seed is 1.0, but must be a whole number"]),
     "null where none may be": (broken(data=None), ["data is null, but must be a text"]),
-    "no kind": (broken(method={}), ['method.kind is null, but must be "dense" or "cs" or "imp" or "iss"']),
+    "no kind": (broken(method={}), ['method.kind is null, but must be "dense" or "cs" or "imp" or "iss" or "static"']),
     "wrong kind": (broken(optimizer={"kind": "lion"}), ['optimizer.kind is "lion"', '"sgd" or "adam" or "adamw"']),
     "kind of another union": (broken(schedule=SGD_), ['schedule.kind is "sgd"', '"constant"']),
     "wrong choice": (broken(method=CS_METHOD | {"scale": "both"}), ['method.scale is "both"', '"none" or "initial"']),
@@ -213,10 +235,24 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "round that is not": (broken(retrain=[1, 3]), ["retrain must be rounds from 1 to 2, not 3"]),
     "control of no round": (broken(control_rounds=[0]), ["control_rounds must be rounds from 1 to 2, not 0"]),
     "controls alone": (broken(control_rounds=[]), ["controls and control_rounds must be given together"]),
-    "rounds of dense": (broken(method=plain(DENSE)["method"]), ["must be left alone when the method is dense"]),
+    "rounds of a training": (broken(method=plain(RIGL)["method"], score_optimizer=None), ["rigl makes no search"]),
+    "wrong budget": (
+        json.dumps(plain(RIGL) | {"method": plain(RIGL)["method"] | {"budget": "fair"}}),
+        ['method.budget is "fair", but must be "uniform" or "uniform-first-dense" or "erdos-renyi" or "erk" or "glob'],
+    ),
+    "wrong pattern": (
+        json.dumps(plain(RIGL) | {"method": plain(RIGL)["method"] | {"pattern": {"kind": "n:m", "n": 4, "m": 2}}}),
+        ["method.pattern: an N:M pattern needs 1 ≤ N < M"],
+    ),
+    "pattern of no kind": (
+        json.dumps(plain(RIGL) | {"method": plain(RIGL)["method"] | {"pattern": {"kind": "stripes"}}}),
+        ['method.pattern.kind is "stripes", but must be "n:m" or "block" or "constant fan-in"'],
+    ),
+    "no width": (broken(width=0), ["width must be above 0, not 0"]),
+    "rounds of dense": (broken(method=plain(DENSE)["method"]), ["must be left alone: dense makes no search"]),
     "density": (broken(method=CS_METHOD | {"density": 0}), ["method: density must be", "above 0 and at most 1, not 0"]),
     "scores of IMP": (broken(method=plain(IMP_)["method"]), ["score_optimizer must be null"]),
-    "times": (json.dumps(plain(DENSE) | {"method": {"kind": "dense", "times": 0}}), ["times must be 1 or more"]),
+    "times": (json.dumps(plain(DENSE) | {"method": {"kind": "dense", "times": 0}}), ["times must be above 0, not 0"]),
 }  # fmt: skip
 
 
@@ -324,7 +360,8 @@ def test_what_is_trained() -> None:
 
 def test_what_a_person_calls_it() -> None:
     assert [config.setting for config in ALL.values()] == [
-        "", "equal epochs", "s0=-0.02", "density=0.5,0.2", "keep=0.5", "keep=0.5", "s0=1", "keep by layer", "s0=-0.02",
+        "", "equal epochs", "s0=-0.02", "density=0.5,0.2", "keep=0.5", "keep=0.5", "s0=1", "1 epoch", "width=0.5",
+        "density=0.2", "density=0.25", "density=0.3", "density=0.1", "density=0.2", "keep by layer", "s0=-0.02",
     ]  # fmt: skip
     assert ASKED.title == "cs density=0.5,0.2 · conv_digits · digits · seed 0"
     assert DENSE.title == "dense · conv_digits · digits · seed 0"

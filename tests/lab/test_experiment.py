@@ -26,6 +26,7 @@ from tombola.lab.runs.store import read_metrics
 from tombola.lab.seeds import derive
 from tombola.methods.continuous import ContinuousSparsification
 from tombola.methods.magnitude import IMP
+from tombola.patterns import NM
 
 STEPS = 10  # of an epoch: 1,347 digits in batches of 128
 
@@ -113,12 +114,43 @@ def check(record: dict[str, Any], measured: tuple[float, float], masks: tombola.
 @pytest.mark.parametrize(("name", "times"), [("dense", 1), ("dense, longer", 2)])
 def test_dense_training_is_the_loop_by_hand(name: str, times: int, finished: Callable[[str], Path]) -> None:
     hand = ByHand(EVERY_METHOD[name])
-    hand.train(None, "dense", 0, "", times=times)
+    hand.train(None, "train", 0, "", times=times)
     (record,) = results(finished(name))
     check(record, hand.measure(), None)
     assert (record["density"], record["epochs_search"], record["epochs_total"]) == (1.0, 0, 2 * times)
     assert (record["steps_total"], record["ticket"], record["control"]) == (2 * times * STEPS, None, None)
     assert record["setting"] == ("" if times == 1 else "equal epochs")
+
+
+@pytest.mark.parametrize("name", ["rigl", "set, uniform", "snip, fan-in", "gmp", "cs, pruning"])
+def test_sparse_training_is_the_loop_by_hand(name: str, finished: Callable[[str], Path]) -> None:
+    config, path = EVERY_METHOD[name], finished(name)
+    hand = ByHand(config)
+
+    def attach(optimizer: torch.optim.Optimizer) -> Any:
+        seed = derive(config.seed, "masks")
+        return tombola.attach(hand.model, optimizer, config.training_method, steps=config.epochs * STEPS, seed=seed)
+
+    run = hand.train(attach, "train", 0, "")
+    masks = run.masks
+    run.detach()
+    (record,) = results(path)
+    check(record, hand.measure(), masks)
+    assert (record["round"], record["epochs_search"], record["epochs_total"]) == (0, 0, 2)
+    ticket = tombola.Ticket.load(path / record["ticket"])
+    assert ticket.masks.digest() == masks.digest()
+    assert all(torch.equal(ticket.start[name], tensor) for name, tensor in hand.model.state_dict().items())
+    assert ticket.provenance["method"]["name"] == type(config.method).__name__
+    assert ticket.provenance["steps"] == config.epochs * STEPS
+    assert 0 < record["arithmetic"] < config.epochs
+
+
+def test_a_pattern_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    config = replace(DENSE, method=tombola.Static(density=0.5, budget=tombola.uniform, pattern=NM(2, 4)))
+    with pytest.raises(
+        LabError, match=r"static on model 'conv_digits': pattern: 'conv1.weight' does not fit .* 1 inputs"
+    ):
+        execute(config, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["cs", "cs, density", "imp", "imp-c", "iss"])
@@ -243,7 +275,7 @@ def test_parameters_without_a_mask(tmp_path: Path) -> None:
 # ---- again, and again
 
 
-@pytest.mark.parametrize("name", ["dense", "cs, density", "imp", "iss"])
+@pytest.mark.parametrize("name", ["dense", "cs, density", "imp", "iss", "rigl"])
 def test_the_same_seed_gives_the_same_bytes(name: str, finished: Callable[[str], Path], tmp_path: Path) -> None:
     torch.manual_seed(12345)  # the state of the world does not matter
     torch.randn(7)
@@ -258,7 +290,10 @@ def test_another_seed_gives_other_numbers(finished: Callable[[str], Path], tmp_p
     assert mine.isdisjoint(r["test_loss"] for r in results(other))
 
 
-@pytest.mark.parametrize("name", ["dense, longer", "cs", "imp", "imp-c", "iss"])
+STOPPED = ["dense, longer", "cs", "imp", "imp-c", "iss", "rigl", "snip, fan-in", "gmp", "cs, pruning"]
+
+
+@pytest.mark.parametrize("name", STOPPED)
 def test_stopped_after_each_epoch(name: str, finished: Callable[[str], Path], tmp_path: Path) -> None:
     """As many processes' worth of work as there are epochs: each ends after one, and the next goes on."""
     config, stops = EVERY_METHOD[name], 0

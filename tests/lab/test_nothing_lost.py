@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from tombola.lab.cli.main import cli, typed
-from tombola.lab.cli.searching import Search
+from tombola.lab.cli.running import searches
 from tombola.lab.runs.experiment import execute
 
 PATIENCE = 120.0  # seconds for a process to get somewhere
@@ -50,7 +50,7 @@ def load():
 def undisturbed(command: list[str], out: Path) -> dict[str, bytes]:
     """What the command leaves when nothing happens to it, made in this process."""
     with cli.commands["search"].make_context("search", command[1:]) as context:
-        configs = Search.from_options(context.params, given=typed(context)).configs
+        configs = searches(context.params, given=typed(context))
     for config in configs:
         execute(config, out)
     return contents(out)

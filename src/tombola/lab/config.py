@@ -15,12 +15,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from tombola.budgets import Budget, erdos_renyi, erk, global_, uniform
 from tombola.lab.errors import LabError
 from tombola.lab.settings import SGD, Adam, AdamW, Constant, Cosine, Drops, Optimizer, Schedule
 from tombola.lab.strict import Codec, parse
 from tombola.methods.continuous import ContinuousSparsification
+from tombola.methods.gradual import GradualMagnitude
+from tombola.methods.granet import GraNet
 from tombola.methods.magnitude import IMP
+from tombola.methods.rigl import RigL
+from tombola.methods.set_ import SET
+from tombola.methods.snfs import SNFS
+from tombola.methods.snip import SNIP
+from tombola.methods.static import Static
 from tombola.methods.stochastic import StochasticSparsification
+from tombola.patterns import NM, Block, ConstantFanIn
 
 Control: TypeAlias = Literal["shuffled", "reinitialised"]
 SoftMethod: TypeAlias = ContinuousSparsification | StochasticSparsification
@@ -30,25 +39,43 @@ SoftMethod: TypeAlias = ContinuousSparsification | StochasticSparsification
 class Dense:
     """Plain training of the whole network, ``times`` as long as one round: the schedule is stretched to fit."""
 
-    times: int = 1
+    times: float = 1
 
     def __post_init__(self) -> None:
-        if self.times < 1:
-            raise ValueError(f"times must be 1 or more, not {self.times}")
+        if not self.times > 0:
+            raise ValueError(f"times must be above 0, not {self.times}")
 
 
-Method: TypeAlias = Dense | ContinuousSparsification | IMP | StochasticSparsification
+Sparse: TypeAlias = Static | SNIP | SET | RigL | SNFS | GradualMagnitude | GraNet
+"""Methods that know no rounds."""
+Pruning: TypeAlias = ContinuousSparsification | Sparse
+"""What trains one sparse network in one go; Continuous Sparsification with ``harden_at``."""
+Method: TypeAlias = Dense | IMP | StochasticSparsification | Pruning
 
-_CONSTANT = Constant()
-_METHODS: dict[str, type] = {
+METHODS: dict[str, type] = {
     "dense": Dense,
     "cs": ContinuousSparsification,
     "imp": IMP,
     "iss": StochasticSparsification,
+    "static": Static,
+    "snip": SNIP,
+    "set": SET,
+    "rigl": RigL,
+    "snfs": SNFS,
+    "gmp": GradualMagnitude,
+    "granet": GraNet,
 }
-_CODEC = Codec(
-    {**_METHODS, "sgd": SGD, "adam": Adam, "adamw": AdamW, "constant": Constant, "drops": Drops, "cosine": Cosine}
-)
+PATTERNS: dict[str, type] = {"n:m": NM, "block": Block, "constant fan-in": ConstantFanIn}
+BUDGETS: dict[str, Budget] = {
+    "uniform": uniform,
+    "uniform-first-dense": partial(uniform, first_dense=True),
+    "erdos-renyi": erdos_renyi,
+    "erk": erk,
+    "global": global_,
+}
+_SETTINGS = {"sgd": SGD, "adam": Adam, "adamw": AdamW, "constant": Constant, "drops": Drops, "cosine": Cosine}
+_CODEC = Codec({**METHODS, **PATTERNS, **_SETTINGS}, BUDGETS)
+_CONSTANT = Constant()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +85,12 @@ class RunConfig:
     Args:
         data: ``digits``, ``cifar10`` or the user's ``module:function``.
         model: a name of ``tombola.lab.models.MODELS`` or the user's ``module:function``.
+        width: multiplier of the model's numbers of channels.
         method: with all its settings. The optimiser of the scores is given by ``score_optimizer`` instead.
         score_optimizer: of Continuous and Stochastic Sparsification; None: the sibling of ``optimizer``.
         seed: of the initial weights, the order of the examples, and every other random choice.
-        rounds: of the ticket search.
+        rounds: of the ticket search. There is none with a method of ``Sparse`` or with Continuous Sparsification that
+            has ``harden_at``: these train one network in one go.
         epochs: of each round, and of each retraining.
         batch_size, augment: examples a step; flip and crop them at random (images only).
         optimizer, schedule: of the weights, the same in each round and retraining.
@@ -78,6 +107,7 @@ class RunConfig:
 
     data: str
     model: str
+    width: float = 1.0
     method: Method
     score_optimizer: Optimizer | None = None
     seed: int = 0
@@ -98,6 +128,8 @@ class RunConfig:
         for key in ("rounds", "epochs", "batch_size", "evaluate_every"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be 1 or more, not {getattr(self, key)}")
+        if not self.width > 0:
+            raise ValueError(f"width must be above 0, not {self.width}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be a whole number from 0 to 2^63 - 1, not {self.seed}")
         if self.rewind_step < 0:
@@ -108,8 +140,8 @@ class RunConfig:
                 raise ValueError(f"{key} must be rounds from 1 to {self.rounds}, not {bad[0]}")
         if bool(self.controls) != bool(self.control_rounds):
             raise ValueError("controls and control_rounds must be given together")
-        if isinstance(self.method, Dense) and (self.rounds > 1 or self.controls or self.rewind_step):
-            raise ValueError("rounds, controls and rewind_step must be left alone when the method is dense")
+        if not self.searches and (self.rounds > 1 or self.controls or self.rewind_step):
+            raise ValueError(f"rounds, controls and rewind_step must be left alone: {self.method_name} makes no search")
         if self.score_optimizer is not None and not isinstance(self.method, SoftMethod):
             raise ValueError("score_optimizer must be null for a method that learns no scores")
 
@@ -160,25 +192,29 @@ class RunConfig:
 
     @property
     def method_name(self) -> str:
-        """``dense``, ``cs``, ``imp`` or ``iss``."""
-        return next(name for name, kind in _METHODS.items() if type(self.method) is kind)
+        """The method's name in ``METHODS``."""
+        return next(name for name, kind in METHODS.items() if type(self.method) is kind)
 
     @property
     def setting(self) -> str:
-        """The one setting that tells runs of a method apart in a table."""
+        """The settings that tell runs of a method apart in a table."""
+        width = "" if self.width == 1 else f"width={self.width:g}"
+        return " ".join(part for part in (self._method_setting, width) if part)
+
+    @property
+    def _method_setting(self) -> str:
         match self.method:
             case Dense(times=times):
-                return "" if times == 1 else "equal epochs"
-            case ContinuousSparsification(density=None):
+                shorter = f"{self.total_epochs} epoch{'s' if self.total_epochs > 1 else ''}"
+                return "" if times == 1 else "equal epochs" if times > 1 else shorter
+            case IMP(keep=keep):
+                return f"keep={keep:g}" if isinstance(keep, float | int) else "keep by layer"
+            case ContinuousSparsification(density=None) | StochasticSparsification():
                 return f"s0={self.method.initial_score:g}"
             case ContinuousSparsification(density=tuple() as densities):
                 return "density=" + ",".join(f"{density:g}" for density in densities)
-            case ContinuousSparsification(density=density):
-                return f"density={density:g}"
-            case IMP(keep=keep):
-                return f"keep={keep:g}" if isinstance(keep, float | int) else "keep by layer"
             case _:
-                return f"s0={self.method.initial_score:g}"
+                return f"density={self.method.density:g}"
 
     @property
     def title(self) -> str:
@@ -187,12 +223,26 @@ class RunConfig:
         return f"{head} · {self.model} · {self.data} · seed {self.seed}"
 
     @property
-    def search_method(self) -> ContinuousSparsification | IMP | StochasticSparsification:
+    def searches(self) -> bool:
+        """Whether the run searches tickets, round by round, and trains them again."""
+        pruning = isinstance(self.method, ContinuousSparsification) and self.method.harden_at is not None
+        return isinstance(self.method, SoftMethod | IMP) and not pruning
+
+    @property
+    def search_method(self) -> SoftMethod | IMP:
         """The method as ``TicketSearch`` takes it, with ``score_optimizer`` built in."""
-        assert not isinstance(self.method, Dense)
-        if self.score_optimizer is None or isinstance(self.method, IMP):
-            return self.method
-        return replace(self.method, score_optimizer=partial(_make, self.score_optimizer))
+        assert isinstance(self.method, SoftMethod | IMP)
+        return self._complete(self.method) if isinstance(self.method, SoftMethod) else self.method
+
+    @property
+    def training_method(self) -> SoftMethod | Sparse:
+        """The method as ``attach`` takes it, with ``score_optimizer`` built in."""
+        assert isinstance(self.method, SoftMethod | Sparse)
+        return self._complete(self.method) if isinstance(self.method, SoftMethod) else self.method
+
+    def _complete(self, method: SoftMethod) -> SoftMethod:
+        scores = self.score_optimizer
+        return method if scores is None else replace(method, score_optimizer=partial(_make, scores))
 
     @property
     def free_retraining(self) -> bool:
@@ -204,11 +254,15 @@ class RunConfig:
         rounds = range(1, self.rounds + 1) if self.retrain == "all" else sorted(set(self.retrain))
         return tuple(r for r in rounds if r == self.rounds or not self.free_retraining)
 
+    def stretched(self, epochs: int) -> int:
+        """So many epochs times as many as the method says, at least 1."""
+        return max(1, round(epochs * self.method.times)) if isinstance(self.method, Dense) else epochs
+
     @property
     def total_epochs(self) -> int:
         """Epochs that the run trains from its start to its end."""
-        if isinstance(self.method, Dense):
-            return self.method.times * self.epochs
+        if not self.searches:
+            return self.stretched(self.epochs)
         controls = len(set(self.controls)) * len(set(self.control_rounds))
         return self.epochs * (self.rounds + len(self.retrained()) + controls)
 

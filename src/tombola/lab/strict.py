@@ -1,7 +1,8 @@
 """Frozen dataclasses to plain JSON values and back, strictly: every field is written, nothing guessed when reading.
 
 Fields may be declared as bool, int, float, str, None, Literal, tuples of any length, string-keyed mappings,
-dataclasses, and unions of these. A field that may hold a callable is no data: it must be None, and is left out.
+dataclasses, and unions of these; as a callable or a protocol if what they hold has a name. A field that may hold a
+callable or None is no data: it must be None, and is left out.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin
 
 from tombola.lab.errors import LabError
@@ -32,9 +33,14 @@ class _Mismatch(Exception):
 
 @dataclass(frozen=True)
 class Codec:
-    """Writes and reads dataclasses. ``kinds`` names those that a union may hold: their ``"kind"`` in the file."""
+    """Writes and reads dataclasses.
+
+    kinds: names of the dataclasses that a union or a protocol may hold: their ``"kind"`` in the file.
+    functions: names of the callables that a field may hold.
+    """
 
     kinds: Mapping[str, type]
+    functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
     def encode(self, value: object) -> Plain:
         """A dataclass as plain values, each in the one form that its type has (1 in a float field becomes 1.0).
@@ -63,6 +69,8 @@ class Codec:
             return [self._plain(entry) for entry in value]
         if isinstance(value, Mapping):
             return {key: self._plain(entry) for key, entry in value.items()}
+        if callable(value):
+            return next((name for name, known in self.functions.items() if known is value), value)
         return value
 
     def _tag(self, cls: type) -> dict[str, str]:
@@ -76,6 +84,10 @@ class Codec:
             if not any(plain == choice and type(plain) is type(choice) for choice in arguments):
                 raise _wrong(key, plain, _choice(arguments))
             return plain
+        if origin is Callable:
+            if not isinstance(plain, str) or plain not in self.functions:
+                raise _wrong(key, plain, _choice(self.functions))
+            return self.functions[plain]
         if origin is tuple:
             if not isinstance(plain, list):
                 raise _wrong(key, plain, "a list")
@@ -89,14 +101,14 @@ class Codec:
         return _scalar(plain, hint, key)
 
     def _union(self, plain: Plain, hints: tuple[Any, ...], key: str) -> Any:
-        classes = {name: known for name, known in self.kinds.items() if known in hints}
+        classes = {name: known for name, known in self.kinds.items() if any(_stands_for(hint, known) for hint in hints)}
         if isinstance(plain, dict) and classes:
             kind = plain.get("kind")
             if not isinstance(kind, str) or kind not in classes:
                 raise _wrong(_join(key, "kind"), kind, _choice(classes))
             return self._dataclass(plain, classes[kind], key)
         complaints = []
-        for hint in hints:
+        for hint in (hint for hint in hints if not _is_protocol(hint)):
             try:
                 return self._decode(plain, hint, key)
             except _Mismatch as mismatch:
@@ -163,7 +175,16 @@ def _data_fields(value: Any) -> list[str]:
 
 
 def _is_callable(hint: Any) -> bool:
-    return any(get_origin(choice) is Callable for choice in (hint, *get_args(hint)))
+    """Whether it may be a callable or something else."""
+    return any(get_origin(choice) is Callable for choice in get_args(hint))
+
+
+def _is_protocol(hint: Any) -> bool:
+    return getattr(hint, "_is_protocol", False)
+
+
+def _stands_for(hint: Any, cls: type) -> bool:
+    return hint is cls or (_is_protocol(hint) and issubclass(cls, hint))
 
 
 def _scalar(plain: Plain, hint: Any, key: str) -> Any:

@@ -1,4 +1,4 @@
-"""The command line: `tombola search`, `tombola inspect`, `tombola report`.
+"""The command line: `tombola search`, `tombola train`, `tombola inspect`, `tombola report`.
 
 PyTorch is imported when a command needs it and not before, so that help and mistakes answer at once.
 """
@@ -9,12 +9,13 @@ import io
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from tombola.lab.cli.options import Grouped, search_options
+from tombola.lab.cli.options import Grouped, search_options, train_options
 from tombola.lab.errors import LabError
 
 STOPPED = 130
@@ -24,11 +25,12 @@ STOPPED = 130
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="tombola", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Find small sub-networks that train: winning tickets, in PyTorch.
+    """Find small sub-networks that train: winning tickets and sparse networks, in PyTorch.
 
     \b
     Examples:
       tombola search --out runs/digits    a whole study in minutes, no download
+      tombola train --method rigl,static  sparse from the first step on, beside dense
       tombola inspect TICKET              what a ticket keeps, where it comes from
       tombola report runs/digits          a page about all runs in that folder
     """
@@ -53,9 +55,31 @@ def search(context: click.Context, /, **options: Any) -> None:
       tombola search --method cs,imp --data cifar10 --data-dir DIR --device cuda
       tombola search --initial-score -0.05,0 --data mine:load --model mine:net
     """
-    from tombola.lab.cli.searching import Search
+    from tombola.lab.cli.running import Runs, searches
 
-    Search.from_options(options, given=typed(context)).run(_command(context))
+    Runs.from_options(options, partial(searches, options, given=typed(context))).run(_command(context))
+
+
+@cli.command(cls=Grouped)
+@train_options
+@click.pass_context
+def train(context: click.Context, /, **options: Any) -> None:
+    """Train sparse networks, each in one go, beside the dense one, and write a report.
+
+    Masks are there from the first step on (rigl, set, snfs, static, snip) or come while the network trains (gmp,
+    granet, cs). What is left open comes from a recipe: the papers' for conv2, conv4, conv6, resnet20 and wrn_22_2, the
+    digits study's for other networks. The same command continues a training that was stopped.
+
+    \b
+    Examples:
+      tombola train --method rigl,static --density 0.1,0.05 --seeds 0,1,2
+      tombola train --method rigl --density 0.1 --epochs x5 --equal-arithmetic --small-dense
+      tombola train --method rigl --pattern 2:4 --data cifar10 --data-dir DIR --device cuda
+      tombola train --method dense --epochs x5 --schedule cosine
+    """
+    from tombola.lab.cli.running import Runs, trainings
+
+    Runs.from_options(options, partial(trainings, options)).run(_command(context))
 
 
 @cli.command()
@@ -96,7 +120,7 @@ def report(folders: tuple[Path, ...], output: Path | None, figure: Path | None) 
       tombola report runs/digits runs/asked -o both.html
       tombola report runs/digits --figure digits.svg
     """
-    from tombola.lab.cli.searching import print_report
+    from tombola.lab.cli.running import print_report
 
     print_report(folders, output, figure)
 

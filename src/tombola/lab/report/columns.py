@@ -22,12 +22,16 @@ class Column:
 def result_columns(tasks: Sequence[Task]) -> list[Column]:
     """What every row of `tasks` tells, after the name of its method and setting."""
     columns = [
-        Column("round", lambda row: "" if row.dense else str(row.round), lambda row: None if row.dense else row.round),
+        Column("round", lambda row: str(row.round or ""), lambda row: row.round or None),
         Column("density", lambda row: percent(row.density.mean), lambda row: row.density.mean, _kept),
         Column("accuracy", lambda row: accuracy(row.accuracy), lambda row: row.accuracy.mean, _seeds),
         Column("≥ dense", lambda row: "✓" if row.good else "", lambda row: 1 if row.good else None),
         Column("epochs", lambda row: f"{row.epochs.mean:,.6g}", lambda row: row.epochs.mean),
     ]
+    if all(task.trained for task in tasks):
+        del columns[0]
+    if any(row.trained for task in tasks for row in task.rows):
+        columns.append(Column("arithmetic", _arithmetic, lambda row: row.arithmetic.mean if row.arithmetic else None))
     if any(task.swept for task in tasks):
         columns.append(Column("every s₀", lambda row: f"{row.epochs_all.mean:,.6g}", lambda row: row.epochs_all.mean))
     return columns
@@ -45,6 +49,23 @@ def control_column(control: str) -> Column:
 def accuracy(found: Stat | None) -> str:
     """Mean ± standard deviation in percent, without the sign that the heading has; empty if there is none."""
     return "" if found is None else spread(found, unit="")
+
+
+def reading(tasks: Sequence[Task]) -> str:
+    """How to read accuracy, epochs and what else the columns of `tasks` need words for."""
+    searched = not all(task.trained for task in tasks)
+    text = "Accuracy: on the test set, in %, mean ± sd over seeds"
+    if searched:
+        text += ", of tickets after retraining. Epochs: of the search up to that round and of the retraining"
+    if any(task.swept for task in tasks):
+        text += "; every s₀: with those of all initial scores tried"
+    if any(row.trained for task in tasks for row in task.rows):
+        text += ". Arithmetic: multiply-adds of the training, in epochs of the dense net"
+    return f"{text}."
+
+
+def _arithmetic(row: Row) -> str:
+    return f"{row.arithmetic.mean:,.3g}" if row.arithmetic else ""
 
 
 def _kept(row: Row) -> str:

@@ -23,6 +23,7 @@ COLUMNS = (
     "seeds",
     "epochs",
     "epochs_with_every_initial_score",
+    "arithmetic_in_dense_epochs",
     "initial_scores_tried",
     "soft_accuracy",
     "hard_accuracy",
@@ -69,6 +70,7 @@ def _search(row: Row) -> dict[str, object]:
     return {
         "epochs": f"{row.epochs.mean:g}",
         "epochs_with_every_initial_score": f"{row.epochs_all.mean:g}",
+        "arithmetic_in_dense_epochs": _mean(row.arithmetic),
         "initial_scores_tried": row.tried,
         "soft_accuracy": _mean(row.soft),
         "hard_accuracy": _mean(row.hard),

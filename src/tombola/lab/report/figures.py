@@ -25,11 +25,12 @@ MARKERS = ("o", "s", "^", "*", "v", "D", "h", "<", ">", "p")
 DENSE_MARKER = "d"
 CONTROL_MARKERS = {"shuffled": "x", "reinitialised": "+"}  # drawn a little aside: bars would hide each other
 FAMILIES = {("cs", False): "s1", ("cs", True): "s2", ("imp", False): "s3", ("iss", False): "s4"}
+FAMILIES |= {("rigl", True): "s1", ("gmp", True): "s3", ("set", True): "s4"}
 
 
 @dataclass(frozen=True)
 class Series:
-    """The rounds of one setting, and how they are drawn."""
+    """The rounds of one setting, or the densities of a method that knows no rounds, and how they are drawn."""
 
     name: str
     rows: tuple[Row, ...]
@@ -41,12 +42,13 @@ def series_of(task: Task) -> list[Series]:
     """One series for each setting that makes tickets: a colour for each kind of method, a marker for each setting."""
     settings: dict[str, list[Row]] = {}
     for row in task.tickets:
-        settings.setdefault(row.group, []).append(row)
+        settings.setdefault(row.family if row.trained else row.group, []).append(row)
     series = []
     for number, rows in enumerate(settings.values()):
         ink = INK[FAMILIES.get((rows[0].method, rows[0].asked is not None), "s5")]
-        ordered = tuple(sorted(rows, key=lambda row: row.round))
-        series.append(Series(rows[0].name, ordered, ink, MARKERS[number % len(MARKERS)]))
+        ordered = tuple(sorted(rows, key=lambda row: (row.round, -row.density.mean)))
+        name = rows[0].family if rows[0].trained else rows[0].name
+        series.append(Series(name, ordered, ink, MARKERS[number % len(MARKERS)]))
     return series
 
 
@@ -61,6 +63,12 @@ class View:
 
 
 DENSITY = View("density", "weights kept (log scale, sparser to the right)", lambda row: row.density, density=True)
+ARITHMETIC = View(
+    "arithmetic",
+    "arithmetic of the training, in dense epochs (log scale)",
+    lambda row: row.arithmetic or row.epochs_all,
+    density=False,
+)
 EPOCHS = View("epochs spent", "epochs spent in all (log scale)", lambda row: row.epochs_all, density=False)
 
 
@@ -115,7 +123,7 @@ def _entries(task: Task) -> list[Entry]:
     if task.dense is not None:
         several = task.dense.accuracy.sd is not None
         entries.append(Entry("dense, ± 1 sd" if several else "dense", INK["dense"], band=several))
-    if any(row.dense and row.setting for row in task.rows):
+    if any(_longer(row) for row in task.rows):
         entries.append(Entry("dense, equal epochs", INK["dense"], line="--"))
     entries += [Entry(series.name, series.ink, series.marker) for series in series_of(task)]
     for control in task.controls:
@@ -154,10 +162,10 @@ def _draw(axes: Axes, task: Task, view: View) -> dict[str, str]:
         means = [clipped(row.accuracy.mean) for row in rows]
         axes.plot(places[len(places) - len(rows) :], means, color=series.ink, lw=1.3)
         for row in rows:
-            _put(axes, row, view, row.accuracy, (series.ink, series.marker), tips, f"{row.name}, round {row.round}")
+            _put(axes, row, view, row.accuracy, (series.ink, series.marker), tips, row.full_name)
             for index, (control, accuracy) in enumerate(row.controls.items() if view.density else ()):
                 look, aside = (series.ink, CONTROL_MARKERS.get(control, "1")), 3.0 if index % 2 else -3.0
-                name = f"{row.name}, round {row.round}, {control_name(control)}"
+                name = f"{row.full_name}, {control_name(control)}"
                 _put(axes, row, view, accuracy, look, tips, name, aside=aside)
                 shown.append(accuracy)
     accuracy_axis(axes, [s.mean + sign * (s.sd or 0.0) for s in shown for sign in (-1, 1)])
@@ -183,11 +191,16 @@ def _end(series: Series, view: View) -> EndLabel:
 
 def _dense_lines(axes: Axes, task: Task) -> None:
     for row in task.rows:
-        if row.dense:
+        if row == task.dense or _longer(row):
             mean, sd = row.accuracy.mean, row.accuracy.sd or 0.0
             axes.axhline(clipped(mean), color=INK["dense"], lw=1.2, ls="--" if row.setting else "-", zorder=1.5)
             if not row.setting and sd:
                 axes.axhspan(mean - sd, clipped(mean + sd), color=INK["dense"], alpha=BAND, lw=0, zorder=1)
+
+
+def _longer(row: Row) -> bool:
+    """Whether it is the dense net with as many epochs as a search; the others are no bar for every sparse net."""
+    return row.dense and row.setting == "equal epochs"
 
 
 def _put(

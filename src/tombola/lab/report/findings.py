@@ -15,6 +15,8 @@ NAMES = {
     "imp": "Iterative Magnitude Pruning (IMP)",
     "iss": "Iterative Stochastic Sparsification (ISS)",
     "ss": "Stochastic Sparsification (SS)",
+    "gmp": "gradual magnitude pruning (GMP)",
+    "static": "static random masks",
 }
 NEAR = 1.25
 """Two densities whose ratio is below this are compared as equals."""
@@ -33,7 +35,7 @@ class Finding:
 
 def findings(task: Task) -> list[Finding]:
     """The headlines of one task, as far as its numbers reach."""
-    makers: Sequence[Callable[[Task], Finding | None]] = (_sparsest, _nearly, _asked, _controls)
+    makers: Sequence[Callable[[Task], Finding | None]] = (_sparsest, _nearly, _asked, _controls, _static)
     return [finding for make in makers if (finding := make(task)) is not None]
 
 
@@ -51,8 +53,8 @@ def _sparsest(task: Task) -> Finding | None:
         closest = max(task.tickets, key=lambda row: row.accuracy.mean)
         return Finding(
             "none",
-            "of the tickets is as accurate as the dense net",
-            f"Dense reaches {spread(dense.accuracy)}. The best ticket, {_ticket(closest)}, keeps "
+            f"of the {task.noun}s is as accurate as the dense net",
+            f"Dense reaches {spread(dense.accuracy)}. The best {task.noun}, {_ticket(closest)}, keeps "
             f"{percent(closest.density.mean)} of the weights and reaches {spread(closest.accuracy)}.",
         )
     text = (
@@ -62,7 +64,7 @@ def _sparsest(task: Task) -> Finding | None:
     if best.method != "imp":
         text += _imp_as_sparse(task, best)
     return Finding(
-        percent(best.density.mean), "of the weights: the sparsest ticket at least as accurate as dense", text
+        percent(best.density.mean), f"of the weights: the sparsest {task.noun} at least as accurate as dense", text
     )
 
 
@@ -94,12 +96,12 @@ def _nearly(task: Task) -> Finding | None:
     for method in dict.fromkeys(row.method for row in near):
         row = min((row for row in near if row.method == method), key=lambda row: row.density.mean)
         parts.append(f"{_ticket(row)}, keeps {percent(row.density.mean)}: {spread(row.accuracy)} after {_epochs(row)}.")
-    what = "of the weights: the sparsest ticket within half a point of dense"
+    what = f"of the weights: the sparsest {task.noun} within half a point of dense"
     return Finding(percent(sparsest.density.mean), what, " ".join(parts))
 
 
 def _asked(task: Task) -> Finding | None:
-    rows = [row for row in task.tickets if row.asked is not None and row.last]
+    rows = [row for row in task.tickets if row.asked is not None and row.last and not row.trained]
     if not rows:
         return None
     row = rows[0]
@@ -136,12 +138,25 @@ def _controls(task: Task) -> Finding | None:
     return Finding(f"{sign}{abs(difference):.1f} points", "over as many weights at random places", text + ".")
 
 
+def _static(task: Task) -> Finding | None:
+    """The best of the networks as sparse as the sparsest with random masks that never move, beside it."""
+    rows = [row for row in task.tickets if row.trained]
+    static = min((row for row in rows if row.method == "static"), key=lambda row: row.density.mean, default=None)
+    if static is None:
+        return None
+    others = [row for row in rows if row.asked == static.asked and row.method != "static"]
+    if not others:
+        return None
+    best = max(others, key=lambda row: row.accuracy.mean)
+    points = 100 * (best.accuracy.mean - static.accuracy.mean)
+    parts = [f"{row.name} {spread(row.accuracy)}" for row in sorted(others, key=lambda row: -row.accuracy.mean)]
+    what = f"over random masks that never move, with {percent(static.density.mean)} of the weights"
+    sign = f"{points:+.1f} points".replace("-", "−")
+    return Finding(sign, what, f"{static.name} {spread(static.accuracy)}; {'; '.join(parts)}.")
+
+
 def _ticket(row: Row) -> str:
-    return _round(row) if row.round > 1 or not row.last else row.name
-
-
-def _round(row: Row) -> str:
-    return f"{row.name}, round{NBSP}{row.round}"
+    return row.full_name if row.round > 1 or not row.last else row.name
 
 
 def _epochs(row: Row) -> str:
@@ -159,19 +174,19 @@ def trust(task: Task) -> str:
     if undecided:
         row = max(undecided, key=lambda row: row.undecided.mean if row.undecided else 0.0)
         assert row.undecided is not None
-        said.append(f"Scores undecided at the end of a round: {percent(row.undecided.mean)} at most ({_round(row)}).")
+        said.append(f"Scores undecided at the end of a round: {percent(row.undecided.mean)} at most ({row.full_name}).")
     hardened = [row for row in task.tickets if row.gap is not None]
     if hardened:
         row = max(hardened, key=lambda row: abs(row.gap.mean) if row.gap else 0.0)
         assert row.gap is not None
         points = f"{100 * abs(row.gap.mean):.1f}"
-        most = "0.0 points apart" if points == "0.0" else f"{points} points apart at most ({_round(row)})"
+        most = "0.0 points apart" if points == "0.0" else f"{points} points apart at most ({row.full_name})"
         said.append(f"Accuracy of the soft net against its hard ticket: {most}.")
     died: dict[tuple[str, str], Row] = {}
     for row in task.tickets:
         for layer in row.dead:
             died.setdefault((row.group, layer), row)
-    dead = [f"{layer} (first in {_round(row)})" for (_, layer), row in died.items()]
+    dead = [f"{layer} (first in {row.full_name})" for (_, layer), row in died.items()]
     said.append(f"Layers that kept no weight: {listing(dead)}." if dead else "No layer died.")
     return " ".join(said)
 
@@ -184,6 +199,8 @@ def account(summary: Summary) -> str:
     sentences = [f"{_models(tasks)}: {work}." for work, tasks in alike.items()]
     seeds = sorted({seed for task in summary.tasks for seed in task.seeds})
     end = "Every ticket was trained again from its rewound weights, and what is shown is the accuracy after that"
+    if all(task.trained for task in summary.tasks):
+        end = "Every sparse network was trained in one go, and what is shown is its accuracy then"
     if len(seeds) > 1:
         end += f", as mean ± standard deviation over the {len(seeds)} seeds {listing(seeds)}"
     elif seeds:
@@ -209,10 +226,14 @@ def _work(task: Task) -> str:
     for (method, asked), rows in kinds.items():
         settings = listing(dict.fromkeys(setting_name(row.setting) for row in rows if row.setting))
         if method == "dense":
-            parts.append(NAMES[method] + (" (also for as many epochs as a search)" if settings else ""))
+            told = {row.setting for row in rows}
+            also = ["for as many epochs as a search"] if "equal epochs" in told else []
+            also += ["shorter or narrower"] if told - {"", "equal epochs"} else []
+            parts.append(NAMES[method] + (f" (also {listing(also)})" if also else ""))
             continue
         known = asked and (method, False) in kinds
         name = method_name(method) if known else NAMES.get(method, method_name(method))
-        rounds = count(max(row.round for row in rows), "round")
-        parts.append(f"{name} with {settings} over {rounds}" if settings else f"{name} over {rounds}")
+        rounds = max(row.round for row in rows)
+        over = f" over {count(rounds, 'round')}" if rounds else ""
+        parts.append(f"{name} with {settings}{over}" if settings else f"{name}{over}")
     return "; ".join(parts)

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from tombola.files import write_atomically
 from tombola.lab.errors import LabError
 from tombola.lab.report import figures
-from tombola.lab.report.columns import control_column, result_columns
+from tombola.lab.report.columns import control_column, reading, result_columns
 from tombola.lab.report.csvfile import csv_text
 from tombola.lab.report.findings import account, findings, matching, trust
 from tombola.lab.report.reading import Run, find_runs, read_run
@@ -116,9 +116,10 @@ def _asset(name: str) -> Markup:
 
 def _title(summary: Summary) -> str:
     if not summary.tasks:
-        return "Winning tickets: no result yet"
+        return "No result yet"
     models = listing(dict.fromkeys(task.model for task in summary.tasks))
-    return f"Winning tickets in {models} on {listing(dict.fromkeys(task.data for task in summary.tasks))}"
+    what = "Sparse training of" if all(task.trained for task in summary.tasks) else "Winning tickets in"
+    return f"{what} {models} on {listing(dict.fromkeys(task.data for task in summary.tasks))}"
 
 
 def _unfinished(summary: Summary) -> str:
@@ -129,15 +130,18 @@ def _unfinished(summary: Summary) -> str:
 
 def _task(task: Task, number: int) -> dict[str, Any]:
     drawn = bool(task.tickets)
+    spent = figures.ARITHMETIC if task.trained else figures.EPOCHS
     return {
         "data": task.data,
         "model": task.model,
         "findings": findings(task),
         "legend": [(Markup(mark), name) for mark, name in figures.legend(task, f"l{number}")],
         "by_density": Markup(figures.svg(task, figures.DENSITY, f"d{number}")) if drawn else "",
-        "by_epochs": Markup(figures.svg(task, figures.EPOCHS, f"e{number}")) if drawn else "",
+        "by_epochs": Markup(figures.svg(task, spent, f"e{number}")) if drawn else "",
         "several": len(task.seeds) > 1,
         "swept": task.swept,
+        "trained": task.trained,
+        "noun": task.noun,
         "layers": _layers(task),
         "trust": trust(task),
         "soft": [_soft(row) for row in task.tickets if row.gap is not None],
@@ -151,7 +155,14 @@ def _soft(row: Row) -> dict[str, str]:
         for found, write in ((row.undecided, lambda s: percent(s.mean)), (row.soft, spread), (row.hard, spread))
     )
     dead = ", ".join(row.dead) or "none"
-    return {"name": row.name, "round": str(row.round), "undecided": undecided, "soft": soft, "hard": hard, "dead": dead}
+    return {
+        "name": row.name,
+        "round": str(row.round or ""),
+        "undecided": undecided,
+        "soft": soft,
+        "hard": hard,
+        "dead": dead,
+    }
 
 
 def _table(summary: Summary) -> dict[str, Any]:
@@ -177,7 +188,15 @@ def _table(summary: Summary) -> dict[str, Any]:
         for number, task in enumerate(tasks, start=1)
         for row in task.rows
     ]
-    return {"columns": [column.name for column in columns], "rows": rows, "models": models, "methods": methods}
+    return {
+        "columns": [column.name for column in columns],
+        "rows": rows,
+        "models": models,
+        "methods": methods,
+        "reading": reading(tasks),
+        "controlled": bool(controls),
+        "noun": "A sparse network" if all(task.trained for task in tasks) else "A ticket",
+    }
 
 
 def _key(value: float | None) -> str:
@@ -200,7 +219,8 @@ def _layers(task: Task) -> dict[str, Any] | None:
     return {
         "longest": percent(longest),
         "columns": [
-            {"name": row.name, "detail": f"round {row.round}, {percent(row.density.mean)}"} for row, _ in shown
+            {"name": row.name, "detail": f"round {row.round}, {percent(row.density.mean)}" if row.round else ""}
+            for row, _ in shown
         ],
         "rows": [
             {

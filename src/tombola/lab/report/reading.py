@@ -32,7 +32,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class Result:
-    """One final number: a dense net, a retrained ticket or a control. Accuracies are fractions in [0, 1]."""
+    """One final number: a dense net, one that was trained sparse (round 0), a retrained ticket or a control.
+
+    Accuracies are fractions in [0, 1]; `arithmetic` is that of the training, in epochs of the dense net.
+    """
 
     method: str
     setting: str
@@ -44,6 +47,7 @@ class Result:
     test_accuracy: float
     epochs_search: float
     epochs_total: float
+    arithmetic: float | None
     soft_accuracy: float | None
     hard_accuracy: float | None
     undecided: float | None
@@ -205,6 +209,7 @@ def _result(record: Mapping[str, Any], place: str) -> Result:
         test_accuracy=get("test_accuracy", number),
         epochs_search=get("epochs_search", number),
         epochs_total=get("epochs_total", number),
+        arithmetic=_finite(get("arithmetic", maybe)),
         soft_accuracy=_finite(get("soft_accuracy", maybe)),
         hard_accuracy=_finite(get("hard_accuracy", maybe)),
         undecided=_finite(get("undecided", maybe)),

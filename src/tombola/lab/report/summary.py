@@ -6,6 +6,7 @@ The same `Summary` feeds the terminal table, the HTML report and the CSV file, s
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +16,20 @@ from typing import Any
 
 from tombola.lab.report.reading import Layer, Result, Run
 
-METHODS = {"dense": "Dense", "cs": "CS", "imp": "IMP", "iss": "ISS", "ss": "SS"}
+METHODS = {
+    "dense": "Dense",
+    "cs": "CS",
+    "imp": "IMP",
+    "iss": "ISS",
+    "ss": "SS",
+    "gmp": "GMP",
+    "granet": "GraNet",
+    "rigl": "RigL",
+    "snfs": "SNFS",
+    "set": "SET",
+    "snip": "SNIP",
+    "static": "Static",
+}
 CONTROLS = {"shuffled": "shuffled", "reinitialised": "re-initialised"}
 NOT_SETTINGS = ("seed", "retrain", "controls", "control_rounds", "evaluate_every")  # change no ticket's number
 
@@ -31,11 +45,12 @@ class Stat:
 
 @dataclass(frozen=True)
 class Row:
-    """One setting of one method at one round, over its seeds.
+    """One setting of one method at one round, over its seeds; round 0 is a network that was trained in one go.
 
     `epochs` counts the search up to this round and the retraining of its ticket. `epochs_all` adds the same for every
     other initial score that was tried with otherwise equal settings: what it cost to be able to choose this one.
-    `good` is a ticket, not empty, whose mean accuracy is at least that of the dense net.
+    `arithmetic` is that of the training, in epochs of the dense net; None for tickets. `good` is a sparse net, not
+    empty, whose mean accuracy is at least that of the dense net.
     """
 
     data: str
@@ -52,6 +67,7 @@ class Row:
     accuracy: Stat
     epochs: Stat
     epochs_all: Stat
+    arithmetic: Stat | None
     tried: int
     asked: float | None
     soft: Stat | None
@@ -69,9 +85,24 @@ class Row:
         return self.method == "dense"
 
     @property
+    def trained(self) -> bool:
+        """Whether this is a sparse net that was trained in one go."""
+        return not self.dense and self.round == 0
+
+    @property
     def name(self) -> str:
         """Method and setting as a reader sees them, such as "CS s₀ = −0.05"."""
         return f"{method_name(self.method)} {setting_name(self.setting)}".strip()
+
+    @property
+    def family(self) -> str:
+        """The name without the density that was asked for."""
+        return re.sub(r"\s*density\s=\s\S+", "", self.name)
+
+    @property
+    def full_name(self) -> str:
+        """The name, and of which round if there are rounds."""
+        return f"{self.name}, round\N{NO-BREAK SPACE}{self.round}" if self.round else self.name
 
 
 @dataclass(frozen=True)
@@ -90,7 +121,7 @@ class Task:
 
     @property
     def tickets(self) -> tuple[Row, ...]:
-        """Every row that is a ticket."""
+        """Every row that is a ticket or was trained sparse."""
         return tuple(row for row in self.rows if not row.dense)
 
     @property
@@ -98,6 +129,16 @@ class Task:
         """The controls that some ticket has."""
         named = {control for row in self.rows for control in row.controls}
         return tuple(sorted(named, key=lambda control: ([*CONTROLS, control].index(control), control)))
+
+    @property
+    def trained(self) -> bool:
+        """Whether all sparse nets were trained in one go, so that there is no search."""
+        return all(row.trained for row in self.tickets)
+
+    @property
+    def noun(self) -> str:
+        """What a sparse net is called: a ticket if it was searched."""
+        return "network" if self.trained else "ticket"
 
     @property
     def swept(self) -> bool:
@@ -200,6 +241,7 @@ def _row(
         accuracy=stat([r.test_accuracy for r in results]),
         epochs=stat([r.epochs_total for r in results]),
         epochs_all=stat([epochs for epochs, _ in totals]),
+        arithmetic=_maybe([r.arithmetic for r in results]),
         tried=max(tried for _, tried in totals),
         asked=_asked(run, first.round),
         soft=_maybe([r.soft_accuracy for r in results]),
@@ -291,9 +333,6 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _order(row: Row) -> tuple[int, bool, float, str, int]:
     """Dense first, then methods in the order they are named, swept settings by their number, rounds upward."""
     rank = list(METHODS).index(row.method) if row.method in METHODS else len(METHODS)
-    number = row.setting.partition("=")[2].split(" ")[0]
-    try:
-        value = float(number)
-    except ValueError:
-        value = 0.0
-    return rank, row.asked is not None, value, row.setting, row.round
+    number = re.search(r"-?\d+(\.\d+)?(e-?\d+)?", row.setting)
+    value = float(number[0]) if number else 0.0
+    return rank, row.asked is not None, -value if row.trained else value, row.setting, row.round

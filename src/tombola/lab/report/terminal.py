@@ -7,24 +7,22 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tombola.lab.report.columns import accuracy, result_columns
+from tombola.lab.report.columns import accuracy, reading, result_columns
 from tombola.lab.report.findings import trust
 from tombola.lab.report.summary import Summary, Task, control_name
-from tombola.lab.report.words import listing
+from tombola.lab.report.words import listing, percent
 
 
 def print_summary(summary: Summary, console: Console) -> None:
     """Print a table for each model and data set, whether its searches can be trusted, and how to read it all."""
     for task in summary.tasks:
         console.print(_table(task))
+        if any(row.trained for row in task.rows):
+            console.print(_layers(task))
         if said := trust(task):
             console.print(Text(f"\n{said}"))
         console.print()
-    lines = ["Accuracy: on the test set after retraining, in %, mean ± sd over seeds."]
-    lines.append("Epochs: of the search up to that round and of the retraining")
-    if any(task.swept for task in summary.tasks):
-        lines[-1] += "; every s₀: with those of all initial scores tried"
-    lines[-1] += "."
+    lines = [reading(summary.tasks)]
     if any(row.good for task in summary.tasks for row in task.rows):
         lines.append("✓: at least as accurate as dense, on average.")
     console.print(Text(" ".join(lines), style="dim"))
@@ -46,6 +44,21 @@ def _table(task: Task) -> Table:
         table.add_row(Text(name), *(Text(column.text(row)) for column in columns), style=style)
         for control, found in row.controls.items():
             table.add_row(Text(f"  {control_name(control)}"), *[""] * place, Text(accuracy(found)), style="dim")
+    return table
+
+
+def _layers(task: Task) -> Table:
+    """Density of each layer in each network that was trained sparse."""
+    rows = [row for row in task.rows if row.trained and row.layers]
+    table = plain_table(title="Density of each layer")
+    table.add_column("layer", no_wrap=True)
+    table.add_column("weights", justify="right", no_wrap=True)
+    for row in rows:
+        table.add_column(Text(f"{row.family}\n{percent(row.density.mean)}"), justify="right")
+    for layer in dict.fromkeys((layer.name, layer.size) for row in rows for layer in row.layers):
+        kept = [{(layer.name, layer.size): layer.kept for layer in row.layers}.get(layer) for row in rows]
+        densities = ["–" if count is None else percent(count / layer[1]) if count else "empty" for count in kept]
+        table.add_row(*map(Text, (layer[0], f"{layer[1]:,}", *densities)))
     return table
 
 

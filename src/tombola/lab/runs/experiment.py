@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from tombola.attach import Attachment, attach
-from tombola.lab.config import RunConfig
+from tombola.describe import describe, versions
+from tombola.lab.config import Dense, RunConfig
 from tombola.lab.data import load
 from tombola.lab.errors import LabError
 from tombola.lab.runs.records import epoch_record, epoch_text, result_record
@@ -121,8 +122,8 @@ class _Run:
             saved = None
         while self.position < len(self.stages):
             stage = self.stages[self.position]
-            if stage.phase == "dense":
-                self._dense(stage, saved)
+            if stage.phase == "train":
+                self._once(stage, saved)
             else:
                 self._retrain(stage, saved)
             saved = None
@@ -130,12 +131,41 @@ class _Run:
 
     # ---- stages
 
-    def _dense(self, stage: Stage, saved: dict[str, Any] | None) -> None:
-        model = self.make.model()
-        optimizer = self.make.optimizer(model)
-        self._train(stage, model, optimizer, None, saved, dict)
-        sizes = {name: parameter.numel() for name, parameter in self.make.maskable(model).items()}
-        self._result(stage, sizes, sizes)
+    def _once(self, stage: Stage, saved: dict[str, Any] | None) -> None:
+        config, model = self.config, self.make.model()
+        optimizer, masked = self.make.optimizer(model), self.make.maskable(model)
+        if isinstance(config.method, Dense):
+            self._train(stage, model, optimizer, None, saved, dict)
+            sizes = {name: parameter.numel() for name, parameter in masked.items()}
+            self._result(stage, sizes, sizes, arithmetic=self.make.arithmetic(model))
+            return
+        steps, seed = config.epochs * self.steps, derive(config.seed, "masks")
+        with self._python_warnings(), self._fitting():
+            run = attach(
+                model, optimizer, config.training_method, steps=steps, select=list(masked), steps_per_epoch=self.steps,
+                seed=seed,
+            )  # fmt: skip
+        self._train(stage, model, optimizer, run, saved, lambda: {"attachment": run.state_dict()})
+        masks = run.masks
+        run.detach()
+        provenance = {
+            "method": describe(config.training_method), "seed": config.seed, "steps": steps, "density": masks.density,
+            "trained": True, "versions": versions(), **self._about,
+        }  # fmt: skip
+        Ticket(masks, model_tensors(model), provenance).save(self.folder.ticket_path(0))
+        self._result(stage, masks.counts(), masks.sizes(), arithmetic=self.make.arithmetic(model))
+
+    @property
+    def _about(self) -> dict[str, Any]:
+        return {"data": self.config.data, "model": self.config.model, "run": self.folder.name}
+
+    @contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """Inside it, what goes wrong does so because method, model and data do not fit together."""
+        try:
+            yield
+        except (TypeError, ValueError) as error:
+            raise LabError(f"{self.config.method_name} on model {self.config.model!r}: {error}") from error
 
     def _search(self, saved: dict[str, Any] | None) -> None:
         config, model = self.config, self.make.model()
@@ -147,7 +177,7 @@ class _Run:
             select=list(self.make.maskable(model)),
             steps_per_epoch=self.steps,
             seed=config.seed,
-            about={"data": config.data, "model": config.model, "run": self.folder.name},
+            about=self._about,
         )
         if saved is not None:
             with self._restoring(saved):
@@ -162,7 +192,7 @@ class _Run:
             saved = None
             if trained is not None:
                 self._result(replace(stage, round=round_.index - 1), trained.counts(), trained.sizes())
-            with self._python_warnings(stage):
+            with self._python_warnings():
                 ticket = round_.ticket()
             ticket.save(self.folder.ticket_path(round_.index))
             self.searched[str(round_.index)] = self.last
@@ -205,7 +235,7 @@ class _Run:
         extra: Callable[[], dict[str, Any]],
     ) -> None:
         """Train to the end of the stage, from its beginning or from where ``saved`` is; the last record is kept."""
-        config, times, done = self.config, getattr(self.config.method, "times", 1), 0
+        config, done = self.config, 0
         self.last = {}
         if saved is not None:
             with self._restoring(saved):
@@ -214,7 +244,7 @@ class _Run:
                 model.load_state_dict(saved["model"])
                 optimizer.load_state_dict(saved["optimizer"])
                 done, self.last = saved["epoch"], saved["last"]
-        epochs = config.epochs * times
+        epochs = config.stretched(config.epochs)
         purpose = (stage.phase, stage.round, stage.label or "")
 
         def after_epoch(epoch: Epoch) -> None:
@@ -238,7 +268,7 @@ class _Run:
             epochs=epochs,
             done=done,
             seed=derive(config.seed, *purpose),
-            factor=lambda epoch: config.schedule.factor(epoch / times, config.epochs),
+            factor=lambda epoch: config.schedule.factor(epoch * config.epochs / epochs, config.epochs),
             after_epoch=after_epoch,
         )
 
@@ -284,14 +314,18 @@ class _Run:
 
     # ---- what comes out
 
-    def _result(self, stage: Stage, counts: dict[str, int], sizes: dict[str, int]) -> None:
-        searched = self.searched.get(str(stage.round))
-        record = result_record(self.config, stage, self.last, searched, counts, sizes, steps=self.steps)
+    def _result(
+        self, stage: Stage, counts: dict[str, int], sizes: dict[str, int], *, arithmetic: float | None = None
+    ) -> None:
+        config, searched = self.config, self.searched.get(str(stage.round))
+        record = result_record(
+            config, stage, self.last, searched, counts, sizes, steps=self.steps, arithmetic=arithmetic
+        )
         self.folder.record(record)
         self.emit({"event": "result", **record})
 
     @contextmanager
-    def _python_warnings(self, stage: Stage) -> Iterator[None]:
+    def _python_warnings(self) -> Iterator[None]:
         """Turn what the library warns of into records and events."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

@@ -37,11 +37,11 @@ def epoch_record(
 
 def epoch_text(stage: Stage, epoch: Epoch, last: Mapping[str, Any]) -> str:
     """Where the run stands, in a few words, for live progress. ``last`` is the newest record of the stage, or empty."""
-    place = {"dense": "training", "search": f"round {stage.round}", "retrain": f"retraining ticket {stage.round}"}
+    place = {"train": "training", "search": f"round {stage.round}", "retrain": f"retraining ticket {stage.round}"}
     text = f"{place.get(stage.phase, f'{stage.label} ticket {stage.round}')}, epoch {epoch.number}"
     if not last:
         return f"{text}, loss {epoch.train_loss:.3f}"
-    density = f", density {last['density']:.3f}" if stage.phase != "dense" else ""
+    density = f", density {last['density']:.3f}" if stage.phase != "train" or last["density"] < 1 else ""
     return f"{text}, accuracy {100 * last['test_accuracy']:.1f} %{density}"
 
 
@@ -54,8 +54,9 @@ def result_record(
     sizes: Mapping[str, int],
     *,
     steps: int,
+    arithmetic: float | None = None,
 ) -> dict[str, Any]:
-    """The final number of a dense net, a retrained ticket or a control.
+    """The final number of a dense net, a sparse one, a retrained ticket or a control.
 
     Args:
         config: of the run.
@@ -64,10 +65,11 @@ def result_record(
         searched: record of the last epoch of the round that found the ticket.
         counts, sizes: kept and all weights of each masked layer.
         steps: of an epoch.
+        arithmetic: of the training, in epochs of the dense net.
     """
     kept, total = sum(counts.values()), sum(sizes.values())
     dense = isinstance(config.method, Dense)
-    search = 0 if dense else stage.round * config.epochs
+    search = stage.round * config.epochs
     if searched is None or searched["temperature"] is None or stage.label is not None:
         searched = {}
     return {
@@ -84,13 +86,19 @@ def result_record(
         "epochs_search": search,
         "epochs_total": search + last["epoch"],
         "steps_total": (search + last["epoch"]) * steps,
+        "arithmetic": arithmetic,
         "soft_accuracy": searched.get("test_accuracy"),
         "hard_accuracy": searched.get("hard_test_accuracy"),
         "undecided": searched.get("undecided"),
         "dead_layers": [name for name, count in counts.items() if count == 0],
-        "ticket": None if dense or stage.label else f"tickets/round-{stage.round:02d}.safetensors",
+        "ticket": None if dense or stage.label else f"tickets/{ticket_name(stage.round)}",
         "layers": [{"name": name, "size": size, "kept": counts[name]} for name, size in sizes.items()],
     }
+
+
+def ticket_name(round_: int) -> str:
+    """Name of the file of a round's ticket; of the trained sparse network if there was no search, round 0."""
+    return f"round-{round_:02d}.safetensors" if round_ else "trained.safetensors"
 
 
 def _finite(value: float) -> float | None:

@@ -5,19 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tombola.lab.config import Control, Dense, RunConfig
+from tombola.lab.config import Control, RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """One training from beginning to end.
 
-    round: of the search, or that the ticket comes from; 0 for dense training.
+    phase: "train" is that of a run without a search: dense, or sparse in one go.
+    round: of the search, or that the ticket comes from; 0 without a search.
     label: which control is trained, if one is.
     epochs_before: epochs that the run trains before this stage.
     """
 
-    phase: Literal["dense", "search", "retrain", "control"]
+    phase: Literal["train", "search", "retrain", "control"]
     round: int
     label: Control | None = None
     epochs_before: int
@@ -25,8 +26,8 @@ class Stage:
 
 def plan(config: RunConfig) -> list[Stage]:
     """All stages of the run, in order: the search's rounds, the retrainings of their tickets, and the controls."""
-    if isinstance(config.method, Dense):
-        return [Stage(phase="dense", round=0, epochs_before=0)]
+    if not config.searches:
+        return [Stage(phase="train", round=0, epochs_before=0)]
     controls = sorted(set(config.controls), reverse=True)
     kinds: list[tuple[Literal["search", "retrain", "control"], int, Control | None]] = [
         *(("search", round_, None) for round_ in range(1, config.rounds + 1)),

@@ -3,7 +3,7 @@
     config.json          the identity of the run
     metrics.jsonl        one record a line, only ever appended to
     checkpoint-N.pt      the newest state and the one before it; gone when the run is done
-    tickets/             one safetensors file a round
+    tickets/             one safetensors file a round, or one of the trained sparse network
     done.json            there when the run is finished, with the SHA-256 of its metrics
     lock                 held by the process that works on the run
 
@@ -31,6 +31,7 @@ from tombola.files import write_atomically
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
 from tombola.lab.runs.checkpoint import read_checkpoint, write_checkpoint
+from tombola.lab.runs.records import ticket_name
 
 
 class RunFolder:
@@ -91,7 +92,7 @@ class RunFolder:
 
     def ticket_path(self, round_: int) -> Path:
         """Where the ticket of a round goes."""
-        return self.tickets / f"round-{round_:02d}.safetensors"
+        return self.tickets / ticket_name(round_)
 
     # ---- metrics
 

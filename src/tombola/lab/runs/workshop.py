@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from tombola.lab import models
-from tombola.lab.config import RunConfig
+from tombola.lab.arithmetic import count, training_cost
+from tombola.lab.config import Dense, RunConfig
 from tombola.lab.data import Dataset
 from tombola.lab.errors import LabError
 from tombola.lab.seeds import derive
+from tombola.methods.magnitude import IMP
+from tombola.methods.stochastic import StochasticSparsification
 from tombola.selection import maskable
 
 
@@ -31,7 +34,10 @@ class Workshop:
         """
         seed = derive(self.config.seed, "initial weights") if seed is None else seed
         shape, classes = self.data.input_shape, self.data.classes
-        return models.build(self.config.model, input_shape=shape, classes=classes, seed=seed).to(self.device)
+        width = self.config.width
+        return models.build(self.config.model, input_shape=shape, classes=classes, seed=seed, width=width).to(
+            self.device
+        )
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimiser of all weights of ``model`` that learn."""
@@ -48,6 +54,18 @@ class Workshop:
             if name not in names:
                 raise LabError(f"unmasked: {self.config.model} has no parameter {name!r}; it has {', '.join(names)}")
         return dict(maskable(model, lambda name, parameter: name not in self.config.unmasked))
+
+    def arithmetic(self, model: nn.Module) -> float:
+        """What training ``model`` takes in multiply-adds, in epochs of the dense net that is as wide as designed."""
+        config, epochs = self.config, float(self.config.total_epochs)
+        counted = full = count(model, self.data)
+        if not isinstance(config.method, Dense):
+            assert not isinstance(config.method, IMP | StochasticSparsification)
+            steps = config.total_epochs * self.data.steps(config.batch_size)
+            epochs *= training_cost(config.method, counted, self.maskable(model), steps=steps)
+        if config.width != 1:
+            full = count(replace(self, config=replace(config, width=1.0)).model(), self.data)
+        return epochs * counted.dense / full.dense
 
     @torch.no_grad()
     def check(self) -> None:

@@ -1,13 +1,13 @@
-"""What `tombola search` and `tombola report` do once their options are understood."""
+"""What `tombola search`, `tombola train` and `tombola report` do once their options are understood."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import torch
@@ -18,6 +18,8 @@ from tombola.files import write_atomically
 from tombola.lab.cli.choices import Choices, configs_of
 from tombola.lab.cli.options import HERE
 from tombola.lab.cli.progress import watcher
+from tombola.lab.cli.recipes import Training
+from tombola.lab.cli.sparse import SparseTraining
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
 from tombola.lab.report.page import write_report
@@ -25,12 +27,13 @@ from tombola.lab.report.terminal import print_summary, stdout
 from tombola.lab.runs.parallel import run_many
 from tombola.lab.study import digits_study
 
+T = TypeVar("T", bound=Training)
 COMMANDS = "commands.txt"
-"""In the folder of the runs: every search command that ran there, for the foot of the report."""
+"""In the folder of the runs: every command that made runs there, for the foot of the report."""
 
 
 @dataclass(frozen=True)
-class Search:
+class Runs:
     """The runs to make, and where and how."""
 
     configs: Sequence[RunConfig]
@@ -42,8 +45,8 @@ class Search:
     quiet: bool
 
     @classmethod
-    def from_options(cls, options: Mapping[str, Any], *, given: Collection[str]) -> Search:
-        """The digits study, or the search that the options ask for if one of them was `given` that says what to search.
+    def from_options(cls, options: Mapping[str, Any], configs: Callable[[], Sequence[RunConfig]]) -> Runs:
+        """The runs of `configs()`, made as the options say.
 
         Raises:
             click.UsageError: values that do not go together, or no such device, data or model.
@@ -51,15 +54,15 @@ class Search:
         device = options["device"]
         try:
             _check_device(device)
-            configs = _configs(options, given)
+            wanted = configs()
         except LabError as error:
             raise click.UsageError(str(error), click.get_current_context()) from None
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         jobs = options["jobs"] or (max(1, cpus // options["threads"]) if device == "cpu" else 1)
         return cls(
-            configs=configs,
+            configs=wanted,
             out=options["out"],
-            jobs=min(jobs, len(configs)),
+            jobs=min(jobs, len(wanted)),
             threads=options["threads"],
             device=device,
             data_dir=options["data_dir"],
@@ -67,7 +70,7 @@ class Search:
         )
 
     def run(self, command: str) -> None:
-        """Make the runs, or go on with them; then write the report and print the table. `command` made this search.
+        """Make the runs, or go on with them; then write the report and print the table. `command` asked for them.
 
         Raises:
             LabError: a run failed, or its folder is damaged or in use.
@@ -91,13 +94,22 @@ class Search:
         print_report([self.out])
 
 
-def _configs(options: Mapping[str, Any], given: Collection[str]) -> list[RunConfig]:
+def searches(options: Mapping[str, Any], *, given: Collection[str]) -> list[RunConfig]:
+    """The digits study, or the search that the options ask for if one of them was `given` that says what to search."""
     own = set(given) - set(HERE)
     if own <= {"seeds"}:
         return digits_study(options["seeds"]) if "seeds" in own else digits_study()
-    names = Choices.__dataclass_fields__
-    asked = {name: value for name, value in options.items() if name in names and value is not None}
-    return configs_of(Choices(**asked))
+    return configs_of(_chosen(Choices, options))
+
+
+def trainings(options: Mapping[str, Any]) -> list[RunConfig]:
+    """The sparse trainings that the options ask for."""
+    return _chosen(SparseTraining, options).configs()
+
+
+def _chosen(kind: type[T], options: Mapping[str, Any]) -> T:
+    names = kind.__dataclass_fields__
+    return kind(**{name: value for name, value in options.items() if name in names and value is not None})
 
 
 def _check_device(name: str) -> None:

@@ -1,0 +1,156 @@
+"""How a network is trained unless told otherwise, and what a person may tell about it on the command line.
+
+Whatever is not asked for comes from a recipe: the published one for the networks of the papers, the digits study's for
+everything else.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from tombola.lab import models
+from tombola.lab.cli.options import Epochs
+from tombola.lab.config import Dense, RunConfig
+from tombola.lab.data import Dataset, load
+from tombola.lab.errors import LabError
+from tombola.lab.settings import SGD, Adam, AdamW, Constant, Cosine, Drops, Optimizer, Schedule
+from tombola.lab.study import BASE, SCORE_OPTIMIZER
+
+OptimizerName = Literal["sgd", "adam", "adamw"]
+ScheduleName = Literal["constant", "cosine", "step"]
+OPTIMIZERS: dict[str, type[SGD] | type[Adam] | type[AdamW]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a network is trained unless told otherwise."""
+
+    epochs: int
+    batch_size: int
+    optimizer: Optimizer
+    score_optimizer: Optimizer | None = None
+    schedule: Schedule = Constant()  # noqa: RUF009 - frozen
+    augment: bool = False
+    rewind_epochs: float = 0.0
+
+
+# Conv-2/4/6: Frankle & Carbin, ICLR 2019. ResNet-20: Savarese et al., whose code adds Nesterov momentum. WRN-22-2: Evci
+# et al., "Rigging the Lottery", ICML 2020: 97,656 steps, the learning rate a fifth after each 30,000.
+_CONV = Recipe(epochs=40, batch_size=60, optimizer=Adam(lr=3e-4))
+_RESNET = Recipe(
+    epochs=85,
+    batch_size=128,
+    optimizer=SGD(lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4),
+    schedule=Drops(epochs=(56, 71), by=0.1),
+    augment=True,
+    rewind_epochs=2.0,
+)
+_WIDE = Recipe(
+    epochs=250,
+    batch_size=128,
+    optimizer=SGD(lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
+    schedule=Drops(epochs=(77, 154, 230), by=0.2),
+    augment=True,
+)
+_SMALL = Recipe(
+    epochs=BASE.epochs,
+    batch_size=BASE.batch_size,
+    optimizer=BASE.optimizer,
+    score_optimizer=SCORE_OPTIMIZER,
+    schedule=BASE.schedule,
+)
+RECIPES = {"conv2": _CONV, "conv4": _CONV, "conv6": _CONV, "resnet20": _RESNET, "wrn_22_2": _WIDE}
+STEP, STEP_EPOCHS = Drops(epochs=(50, 75), by=0.1), 100  # a tenth after a half and after three quarters
+DEFAULT_MODEL = {"digits": "lenet_300_100", "cifar10": "resnet20"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What was asked for; None leaves a setting to the recipe."""
+
+    data: str = "digits"
+    data_dir: Path | None = None
+    model: str | None = None
+    width: float = 1.0
+    unmasked: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    epochs: Epochs | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    optimizer: OptimizerName | None = None
+    weight_decay: float | None = None
+    schedule: ScheduleName | None = None
+    dense: bool = True
+
+    @property
+    def model_name(self) -> str:
+        """The model that was asked for, or the one that goes with the data.
+
+        Raises:
+            LabError: nothing goes with data of one's own.
+        """
+        if self.model is None and ":" in self.data:
+            raise LabError(
+                "--model: is needed with data of your own; give a built-in one or your own as module:function"
+            )
+        return self.model or DEFAULT_MODEL.get(self.data, "lenet_300_100")
+
+    @property
+    def recipe(self) -> Recipe:
+        """How that model is trained."""
+        return RECIPES.get(self.model_name, _SMALL)
+
+    def base(self) -> tuple[RunConfig, Dataset]:
+        """What all runs have in common, and the data. The model is made once, so that a mistake shows now.
+
+        Raises:
+            LabError: choices that contradict each other, or data or a model that cannot be had.
+        """
+        recipe = self.recipe
+        epochs = recipe.epochs if self.epochs is None else self.epochs.of(recipe.epochs)
+        data = load(self.data, data_dir=self.data_dir)
+        shape, classes = data.input_shape, data.classes
+        model = models.build(self.model_name, input_shape=shape, classes=classes, seed=0, width=self.width)
+        names = dict(model.named_parameters())
+        if unknown := [name for name in self.unmasked if name not in names]:
+            raise LabError(f"--unmasked: {self.model_name} has no parameter {unknown[0]!r}; it has {', '.join(names)}")
+        batch_size = self.batch_size or recipe.batch_size
+        data.steps(batch_size)
+        base = RunConfig(
+            data=self.data,
+            model=self.model_name,
+            width=self.width,
+            method=Dense(),
+            epochs=epochs,
+            batch_size=batch_size,
+            augment=recipe.augment and self.data == "cifar10",
+            optimizer=self._optimizer(),
+            schedule=self._schedule(epochs),
+            unmasked=self.unmasked or models.unmasked(self.model_name),
+        )
+        return base, data
+
+    def score_optimizer(self) -> Optimizer | None:
+        """The recipe's optimiser of scores, unless another one was asked for the weights."""
+        return self.recipe.score_optimizer if self.optimizer is None else None
+
+    def _optimizer(self) -> Optimizer:
+        usual = self.recipe.optimizer
+        same = self.optimizer is None or isinstance(usual, OPTIMIZERS[self.optimizer])
+        optimizer = usual if same or self.optimizer is None else OPTIMIZERS[self.optimizer]()
+        if self.lr is not None:
+            optimizer = replace(optimizer, lr=self.lr)
+        return optimizer if self.weight_decay is None else replace(optimizer, weight_decay=self.weight_decay)
+
+    def _schedule(self, epochs: int) -> Schedule:
+        """The asked-for schedule, or the recipe's with its drops at the same shares of the training."""
+        named: dict[str | None, Schedule] = {"cosine": Cosine(), "constant": Constant(), "step": STEP}
+        schedule = named.get(self.schedule, self.recipe.schedule)
+        if isinstance(schedule, Drops) and (schedule is STEP or epochs != self.recipe.epochs):
+            whole = STEP_EPOCHS if schedule is STEP else self.recipe.epochs
+            drops = {max(1, math.floor(drop * epochs / whole)) for drop in schedule.epochs}
+            return replace(schedule, epochs=tuple(sorted(drops)))
+        return schedule

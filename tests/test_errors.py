@@ -19,7 +19,7 @@ from torch.optim import LBFGS, SGD, Adam, Optimizer
 from zoo import NETS
 
 import tombola
-from tombola import IMP, Attachment, Fixed, Masks, StochasticSparsification, Ticket, TicketSearch
+from tombola import IMP, Attachment, Fixed, Masks, RigL, StochasticSparsification, Ticket, TicketSearch
 from tombola import ContinuousSparsification as CS
 
 NET = NETS["mlp"]
@@ -264,6 +264,13 @@ def with_closure(bench: Bench, *, keyword: bool) -> Act:
     return (lambda: bench.optimizer.step(closure=closure)) if keyword else (lambda: bench.optimizer.step(closure))
 
 
+def frozen_later(bench: Bench) -> Act:
+    bench.attach(RigL(density=0.5, every=1), done=0)
+    bench.model.get_parameter("2.weight").requires_grad_(False)
+    bench.backward()
+    return bench.optimizer.step
+
+
 class Sparse(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(nn.Embedding(6, 3, sparse=True))
@@ -325,6 +332,7 @@ MOMENTS: dict[str, tuple[Arrange, type[Exception], list[str]]] = {
         RuntimeError,
         ["steps=2", "detach()"],
     ),
+    "frozen before a move": (frozen_later, RuntimeError, ["'2.weight' was frozen", "RigL needs", "detach()"]),
     "step inside hard": (inside_hard, RuntimeError, ["inside hard()", "leave"]),
     "closure": (lambda b: b.attach() and with_closure(b, keyword=False), RuntimeError, ["closure", "loss.backward()"]),
     "closure by name": (lambda b: b.fixed() and with_closure(b, keyword=True), RuntimeError, ["closure"]),

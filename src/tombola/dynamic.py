@@ -43,6 +43,7 @@ class DynamicState(HardState):
     def before_step(self, moment: Moment) -> None:
         """Show the method the dense gradients; if it moves instead of the step, leave the optimiser nothing to do."""
         if self._plan.gradient:
+            self._check_frozen()
             undo_loss_scale(self.optimizer)
             self.method.observe({n: _gradient(p) for n, p in self.parameters.items()}, self.memory, moment)
         if self._plan.instead:
@@ -66,6 +67,14 @@ class DynamicState(HardState):
         if self._plan.after:
             self._move(moment)
         self.prepare(moment.later(1))
+
+    def _check_frozen(self) -> None:
+        for name, parameter in self.parameters.items():
+            if not parameter.requires_grad:
+                raise RuntimeError(
+                    f"{name!r} was frozen after attach, but {type(self.method).__name__} needs its gradient to grow "
+                    "connections; unfreeze it, or detach() and attach anew without it"
+                )
 
     def _move(self, moment: Moment) -> None:
         self.hold(self.method.move(self.parameters, self.masks, self.memory, moment, generator=self.generator))

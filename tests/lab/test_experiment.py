@@ -21,8 +21,9 @@ from tombola.lab.config import Dense, RunConfig
 from tombola.lab.data import digits
 from tombola.lab.errors import LabError
 from tombola.lab.models import build
-from tombola.lab.runs.experiment import Event, Stopped, execute
+from tombola.lab.runs.experiment import execute
 from tombola.lab.runs.store import read_metrics
+from tombola.lab.runs.work import Event, Stopped
 from tombola.lab.seeds import derive
 from tombola.methods.continuous import ContinuousSparsification
 from tombola.methods.magnitude import IMP

@@ -10,9 +10,10 @@ import pytest
 from configs import CS, DENSE, IMP_
 
 from tombola.lab.errors import LabError
-from tombola.lab.runs.experiment import Event, execute
+from tombola.lab.runs.experiment import execute
 from tombola.lab.runs.parallel import run_many
 from tombola.lab.runs.store import RunFolder
+from tombola.lab.runs.work import Event
 
 OWN = """
 import os, signal

@@ -1,4 +1,4 @@
-"""One run from its config to its last number, in stages: the rounds of the search, then retrainings, then controls.
+"""One run from its config to its last number.
 
 A run that was stopped, at whatever moment and however rudely, goes on from its last checkpoint and ends with the same
 tickets and the same numbers as one that was never stopped.
@@ -6,41 +6,22 @@ tickets and the same numbers as one that was never stopped.
 
 from __future__ import annotations
 
-import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
-from torch import nn
 
-from tombola.attach import Attachment, attach
-from tombola.describe import describe, versions
-from tombola.lab.config import Dense, RunConfig
+from tombola.lab.config import RunConfig
 from tombola.lab.data import load
-from tombola.lab.errors import LabError
-from tombola.lab.runs.records import epoch_record, epoch_text, result_record
-from tombola.lab.runs.stages import Stage, plan
 from tombola.lab.runs.store import RunFolder
-from tombola.lab.runs.train import Epoch, fit, measure
+from tombola.lab.runs.work import Event, Run
 from tombola.lab.runs.workshop import Workshop
-from tombola.lab.seeds import derive
-from tombola.masks import Masks
-from tombola.methods.fixed import Fixed
-from tombola.search import TicketSearch
-from tombola.ticket import Ticket, model_tensors
 
-Event: TypeAlias = dict[str, Any]
 OnEvent: TypeAlias = Callable[[str, Event], None]
 
 CHECKPOINT_SHARE = 0.02
-
-
-class Stopped(Exception):
-    """The run was asked to stop; it has saved where it stands."""
 
 
 def execute(
@@ -85,254 +66,10 @@ def execute(
             data = load(config.data, data_dir=data_dir, device=device)
             make = Workshop(config=config, data=data, device=torch.device(device))
             make.check()
-            _Run(config, folder, make, emit, checkpoint_share, stop).go(saved)
+            Run(folder, make, emit, checkpoint_share, stop).go(saved)
             folder.finish()
         emit({"event": "done"})
         return folder.path
-
-
-class _Run:
-    """A run at work. What must survive a stop is in ``_save``; everything else follows from the config."""
-
-    def __init__(
-        self,
-        config: RunConfig,
-        folder: RunFolder,
-        make: Workshop,
-        emit: Callable[[Event], None],
-        checkpoint_share: float,
-        stop: Callable[[], bool],
-    ) -> None:
-        self.config, self.folder, self.make, self.data = config, folder, make, make.data
-        self.emit, self.checkpoint_share, self.stop = emit, checkpoint_share, stop
-        self.steps = make.data.steps(config.batch_size)
-        self.stages = plan(config)
-        self.position = 0  # of the stage at work
-        self.last: dict[str, Any] = {}  # the newest epoch record of this stage
-        self.searched: dict[str, dict[str, Any]] = {}  # round -> the last epoch record of its search
-        self.saved_at, self.save_seconds = time.monotonic(), 0.0  # when the last checkpoint was done, what it took
-
-    def go(self, saved: dict[str, Any] | None) -> None:
-        """Do all stages, or those that are left."""
-        if saved is not None:
-            with self._restoring(saved):
-                self.position, self.searched = saved["stage"], saved["searched"]
-        if self.stages[self.position].phase == "search":
-            self._search(saved)
-            saved = None
-        while self.position < len(self.stages):
-            stage = self.stages[self.position]
-            if stage.phase == "train":
-                self._once(stage, saved)
-            else:
-                self._retrain(stage, saved)
-            saved = None
-            self.position += 1
-
-    # ---- stages
-
-    def _once(self, stage: Stage, saved: dict[str, Any] | None) -> None:
-        config, model = self.config, self.make.model()
-        optimizer, masked = self.make.optimizer(model), self.make.maskable(model)
-        if isinstance(config.method, Dense):
-            self._train(stage, model, optimizer, None, saved, dict)
-            sizes = {name: parameter.numel() for name, parameter in masked.items()}
-            self._result(stage, sizes, sizes, arithmetic=self.make.arithmetic(model))
-            return
-        steps, seed = config.epochs * self.steps, derive(config.seed, "masks")
-        with self._python_warnings(), self._fitting():
-            run = attach(
-                model, optimizer, config.training_method, steps=steps, select=list(masked), steps_per_epoch=self.steps,
-                seed=seed,
-            )  # fmt: skip
-        self._train(stage, model, optimizer, run, saved, lambda: {"attachment": run.state_dict()})
-        masks = run.masks
-        run.detach()
-        provenance = {
-            "method": describe(config.training_method), "seed": config.seed, "steps": steps, "density": masks.density,
-            "trained": True, "versions": versions(), **self._about,
-        }  # fmt: skip
-        Ticket(masks, model_tensors(model), provenance).save(self.folder.ticket_path(0))
-        self._result(stage, masks.counts(), masks.sizes(), arithmetic=self.make.arithmetic(model))
-
-    @property
-    def _about(self) -> dict[str, Any]:
-        return {"data": self.config.data, "model": self.config.model, "run": self.folder.name}
-
-    @contextmanager
-    def _fitting(self) -> Iterator[None]:
-        """Inside it, what goes wrong does so because method, model and data do not fit together."""
-        try:
-            yield
-        except (TypeError, ValueError) as error:
-            raise LabError(f"{self.config.method_name} on model {self.config.model!r}: {error}") from error
-
-    def _search(self, saved: dict[str, Any] | None) -> None:
-        config, model = self.config, self.make.model()
-        search = TicketSearch(
-            model,
-            config.search_method,
-            rounds=config.rounds,
-            rewind_step=config.rewind_step,
-            select=list(self.make.maskable(model)),
-            steps_per_epoch=self.steps,
-            seed=config.seed,
-            about=self._about,
-        )
-        if saved is not None:
-            with self._restoring(saved):
-                search.load_state_dict(saved["extra"]["search"])
-        for round_ in search:
-            stage = self.stages[self.position]
-            optimizer = self.make.optimizer(model)
-            with self._restoring(saved):
-                run = round_.attach(optimizer, steps=config.epochs * self.steps)
-            trained = run.masks if config.free_retraining and round_.index > 1 else None
-            self._train(stage, model, optimizer, run, saved, lambda: {"search": search.state_dict()})
-            saved = None
-            if trained is not None:
-                self._result(replace(stage, round=round_.index - 1), trained.counts(), trained.sizes())
-            with self._python_warnings():
-                ticket = round_.ticket()
-            ticket.save(self.folder.ticket_path(round_.index))
-            self.searched[str(round_.index)] = self.last
-            self.position += 1
-
-    def _retrain(self, stage: Stage, saved: dict[str, Any] | None) -> None:
-        model = self.make.model()
-        masks = self._restore(stage, model)
-        optimizer = self.make.optimizer(model)
-        run = attach(model, optimizer, Fixed(masks), steps=self.config.epochs * self.steps, select=list(masks))
-        self._train(stage, model, optimizer, run, saved, lambda: {"attachment": run.state_dict()})
-        self._result(stage, masks.counts(), masks.sizes())
-        run.detach()
-
-    def _restore(self, stage: Stage, model: nn.Module) -> Masks:
-        """Write the stage's ticket, or the control made of it, into ``model``."""
-        try:
-            return self._controlled(Ticket.load(self.folder.ticket_path(stage.round)), stage).restore(model)
-        except (ValueError, FileNotFoundError) as error:
-            raise LabError(f"{error}; delete {self.folder.path} to start this run over") from error
-
-    def _controlled(self, ticket: Ticket, stage: Stage) -> Ticket:
-        seed = derive(self.config.seed, str(stage.label), stage.round)
-        if stage.label == "shuffled":
-            return ticket.shuffled(seed=seed)
-        if stage.label == "reinitialised":
-            # building the model anew draws from the recipe's own distribution, whatever reset_parameters() would do
-            return replace(ticket, start=model_tensors(self.make.model(seed=seed)))
-        return ticket
-
-    # ---- training one stage
-
-    def _train(
-        self,
-        stage: Stage,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        run: Attachment | None,
-        saved: dict[str, Any] | None,
-        extra: Callable[[], dict[str, Any]],
-    ) -> None:
-        """Train to the end of the stage, from its beginning or from where ``saved`` is; the last record is kept."""
-        config, done = self.config, 0
-        self.last = {}
-        if saved is not None:
-            with self._restoring(saved):
-                if run is not None and "attachment" in saved["extra"]:
-                    run.load_state_dict(saved["extra"]["attachment"])
-                model.load_state_dict(saved["model"])
-                optimizer.load_state_dict(saved["optimizer"])
-                done, self.last = saved["epoch"], saved["last"]
-        epochs = config.stretched(config.epochs)
-        purpose = (stage.phase, stage.round, stage.label or "")
-
-        def after_epoch(epoch: Epoch) -> None:
-            if epoch.number == epochs or epoch.number % config.evaluate_every == 0:
-                self._measure(stage, model, run, epoch)
-            done = stage.epochs_before + epoch.number
-            self.emit({"event": "epoch", "done": done, "text": epoch_text(stage, epoch, self.last)})
-            due = time.monotonic() - self.saved_at >= self.save_seconds / self.checkpoint_share
-            stopping = self.stop()
-            if due or stopping:
-                self._save(epoch.number, model, optimizer, extra())
-            if stopping:
-                raise Stopped
-
-        fit(
-            model,
-            optimizer,
-            lambda epoch: self.data.epoch(
-                derive(config.seed, *purpose, epoch), batch_size=config.batch_size, augment=config.augment
-            ),
-            epochs=epochs,
-            done=done,
-            seed=derive(config.seed, *purpose),
-            factor=lambda epoch: config.schedule.factor(epoch * config.epochs / epochs, config.epochs),
-            after_epoch=after_epoch,
-        )
-
-    def _measure(self, stage: Stage, model: nn.Module, run: Attachment | None, epoch: Epoch) -> None:
-        whole, hard = measure(model, self.data.test()), None
-        diagnostics = run.diagnostics() if run is not None else {}
-        if diagnostics.get("temperature") is not None:
-            assert run is not None
-            with run.hard():
-                hard = measure(model, self.data.test())
-        self.last = epoch_record(stage, epoch, whole, hard, diagnostics)
-        self.folder.record(self.last)
-
-    def _save(self, epoch: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, Any]) -> None:
-        began = time.monotonic()
-        self.folder.save(
-            {
-                "stage": self.position,
-                "epoch": epoch,
-                "last": self.last,
-                "searched": self.searched,
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "extra": extra,
-            }
-        )
-        self.saved_at = time.monotonic()
-        self.save_seconds = self.saved_at - began
-
-    @contextmanager
-    def _restoring(self, saved: dict[str, Any] | None) -> Iterator[None]:
-        """Inside it, what goes wrong does so because ``saved``, if there is one, is of another model or other data."""
-        try:
-            yield
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            if saved is None:
-                raise
-            reason = " ".join(str(error).split())[:300]
-            raise LabError(
-                f"{self.folder.path}: its checkpoint does not fit the model and the data as they are now ({reason}); "
-                "bring these back, or delete the folder to start this run over"
-            ) from error
-
-    # ---- what comes out
-
-    def _result(
-        self, stage: Stage, counts: dict[str, int], sizes: dict[str, int], *, arithmetic: float | None = None
-    ) -> None:
-        config, searched = self.config, self.searched.get(str(stage.round))
-        record = result_record(
-            config, stage, self.last, searched, counts, sizes, steps=self.steps, arithmetic=arithmetic
-        )
-        self.folder.record(record)
-        self.emit({"event": "result", **record})
-
-    @contextmanager
-    def _python_warnings(self) -> Iterator[None]:
-        """Turn what the library warns of into records and events."""
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            yield
-        for warning in caught:
-            self.folder.record({"kind": "warning", "text": str(warning.message)})
-            self.emit({"event": "warning", "text": str(warning.message)})
 
 
 @contextmanager

@@ -24,7 +24,8 @@ from typing import Any
 
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
-from tombola.lab.runs.experiment import CHECKPOINT_SHARE, Event, OnEvent, Stopped, execute
+from tombola.lab.runs.experiment import CHECKPOINT_SHARE, OnEvent, execute
+from tombola.lab.runs.work import Event, Stopped
 
 GRACE_SECONDS = 5.0  # after Ctrl-C, for the epochs at work to end and be saved
 

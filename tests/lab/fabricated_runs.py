@@ -114,3 +114,23 @@ def study(out: Path, *, seeds: tuple[int, ...] = (0, 1, 2), model: str = "conv_d
             out / f"imp-{model}-digits-s{seed}-eeee", config({"kind": "imp", "keep": 0.8}, seed, model=model), records
         )
     return out
+
+
+def trainings(out: Path, *, seeds: tuple[int, ...] = (0, 1, 2)) -> Path:
+    """Sparse networks, each trained in one go, beside dense ones."""
+    reached = {"rigl": (0.968, 0.961), "static": (0.960, 0.931), "gmp": (0.973, 0.966)}
+    for seed in seeds:
+        for place, (setting, accuracy, arithmetic) in enumerate([("", 0.972, EPOCHS), ("2 epochs", 0.93, 2.0)]):
+            more = {"ticket": None, "epochs_search": 0, "epochs_total": EPOCHS if not setting else 2}
+            record = result("dense", setting, 0, 1.0, accuracy + seed / 1000, **more, arithmetic=arithmetic)
+            method = {"kind": "dense", "times": 1.0 if not setting else 0.1}
+            write(out / f"dense-conv_digits-digits-s{seed}-{place}", config(method, seed), [record])
+        for name, accuracies in reached.items():
+            for density, accuracy in zip((0.1, 0.05), accuracies, strict=True):
+                more = {"ticket": "tickets/trained.safetensors", "epochs_search": 0, "epochs_total": EPOCHS}
+                cost = EPOCHS * density * (1.2 if name == "rigl" else 5 if name == "gmp" else 1)
+                setting = f"density={density:g}"
+                record = result(name, setting, 0, density, accuracy + seed / 1000, **more, arithmetic=cost)
+                method = {"kind": name, "density": density}
+                write(out / f"{name}-conv_digits-digits-s{seed}-{density:g}", config(method, seed), [record])
+    return out

@@ -56,6 +56,15 @@ def test_a_continued_run_counts_from_where_it_is() -> None:
     assert board.done == 45
 
 
+def test_a_network_without_rounds_is_told_without_one() -> None:
+    to = console(terminal=False)
+    with Plain(to, {"rigl-d": 20}) as watch:
+        watch("rigl-d", {"event": "start", "title": "rigl density=0.1 · net · digits · seed 0", "total_epochs": 20})
+        watch("rigl-d", {"event": "result", **result("rigl", "density=0.1", 0, 0.1, 0.958)})
+    said = printed(to).replace("\N{NO-BREAK SPACE}", " ")
+    assert " 95.8 %  RigL density = 0.1: 10 % kept  net · digits · seed 0" in said.splitlines()
+
+
 def test_plain_lines() -> None:
     to = console(terminal=False)
     with Plain(to, TOTALS) as watch:

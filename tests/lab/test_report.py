@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from fabricated_runs import EPOCHS, MASKABLE, config, result, study, write
+from fabricated_runs import EPOCHS, MASKABLE, config, result, study, trainings, write
 from matplotlib.figure import Figure
 from rich.console import Console
 
@@ -21,7 +21,7 @@ from tombola.lab.report.findings import account, findings, matching, trust
 from tombola.lab.report.labels import EndLabel, label_ends
 from tombola.lab.report.page import read_summary, write_report
 from tombola.lab.report.reading import find_runs, read_run
-from tombola.lab.report.summary import Row, Task
+from tombola.lab.report.rows import Row, Task
 from tombola.lab.report.terminal import print_summary
 from tombola.lab.report.words import percent
 
@@ -423,3 +423,64 @@ def test_labels_stay_apart_and_inside() -> None:
         assert box.y0 >= frame.y0
         assert box.y1 <= frame.y1
         assert not any(box.overlaps(other) for other in boxes[:number])
+
+
+# ---- networks trained sparse in one go
+
+
+def test_trainings_are_told_as_what_they_are(tmp_path: Path) -> None:
+    written = write_report([trainings(tmp_path)], commands=["tombola train"])
+    (task,) = written.summary.tasks
+    assert task.trained
+    names = [row.name.replace("\N{NO-BREAK SPACE}", " ") for row in task.rows]
+    assert names == [
+        "Dense", "Dense 2 epochs", "GMP density = 0.1", "GMP density = 0.05", "RigL density = 0.1",
+        "RigL density = 0.05", "Static density = 0.1", "Static density = 0.05",
+    ]  # fmt: skip
+    page = Page(written.html.read_text(encoding="utf-8"))
+    words = " ".join(page.words.split()).replace("\N{NO-BREAK SPACE}", " ")
+    assert "Sparse training of conv_digits on digits" in words
+    assert "static random masks with density = 0.1 and density = 0.05" in words
+    assert "dense training (also shorter or narrower)" in words
+    assert re.findall(r"tickets?\b|\bround\b|retrain|search", words.lower()) == []
+    headings = next(row for row in page.rows if row[0] == "method")
+    assert headings == ["method", "density", "accuracy", "≥ dense", "epochs", "arithmetic"]
+    rigl = next(row for row in page.rows if row[0].startswith("RigL") and "0.05" in row[0] and len(row) == 6)
+    assert rigl[1:] == ["5\N{NO-BREAK SPACE}%", "96.2\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.1", "", "20", "1.2"]
+    lines = list(csv.DictReader(io.StringIO(written.csv.read_text())))
+    assert [line["arithmetic_in_dense_epochs"] for line in lines][:2] == ["20", "2.0"]
+
+
+def test_how_far_above_static_masks(tmp_path: Path) -> None:
+    summary = read_summary([trainings(tmp_path)])
+    finding = findings(summary.tasks[0])[-1]
+    text = finding.text.replace("\N{NO-BREAK SPACE}", " ")
+    assert finding.number == "+3.5 points"  # GMP's 96.7 over 93.2, at the lower density
+    assert (
+        text == "Static density = 0.05 93.2 ± 0.1 %; GMP density = 0.05 96.7 ± 0.1 %; RigL density = 0.05 96.2 ± 0.1 %."
+    )
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_density_of_each_layer_on_the_terminal(tmp_path: Path, width: int) -> None:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    print_summary(read_summary([trainings(tmp_path)]), console)
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().replace("\N{NO-BREAK SPACE}", " ").splitlines()
+    assert max(map(len, lines)) <= width
+    (layer,) = [line for line in lines if line.startswith("conv2.weight")]
+    assert layer.split()[:2] == ["conv2.weight", "4,608"]
+    assert layer.count("%") == 6
+    assert any(line.split()[:2] == ["layer", "weights"] for line in lines)
+
+
+def test_a_search_and_a_training_share_a_page(tmp_path: Path) -> None:
+    study(tmp_path / "a", seeds=(0,))
+    trainings(tmp_path / "b", seeds=(0,))
+    (task,) = read_summary([tmp_path / "a", tmp_path / "b"]).tasks
+    assert not task.trained
+    assert {row.trained for row in task.tickets} == {True, False}
+    written = write_report([tmp_path / "a", tmp_path / "b"], tmp_path / "both.html")
+    page = Page(written.html.read_text(encoding="utf-8"))
+    assert "Winning tickets in" in page.words
+    assert next(row for row in page.rows if row[0] == "method")[1] == "round"

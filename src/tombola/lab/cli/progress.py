@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tombola.lab.report.summary import control_name, method_name, setting_name
+from tombola.lab.report.rows import control_name, method_name, setting_name
 from tombola.lab.report.words import count, percent
 
 LATEST = 6
@@ -97,7 +97,8 @@ def _result(event: Mapping[str, Any]) -> list[str | tuple[str, str]]:
         return [accuracy, f"  {name}"]
     control = event.get("control")
     kind = f", {control_name(str(control))}" if control else ""
-    return [accuracy, f"  {name}, round {event['round']}{kind}: {percent(float(event['density']))} kept"]
+    round_ = f", round {event['round']}" if event["round"] else ""
+    return [accuracy, f"  {name}{round_}{kind}: {percent(float(event['density']))} kept"]
 
 
 def _title(title: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tombola.lab.report.summary import Row, Stat, Task, control_name
+from tombola.lab.report.rows import Row, Stat, Task, control_name
 from tombola.lab.report.words import count, listing, percent, spread
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
-from tombola.lab.report.summary import Row, Stat, Summary
+from tombola.lab.report.rows import Row, Stat, Summary
 
 COLUMNS = (
     "data",

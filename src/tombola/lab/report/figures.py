@@ -14,8 +14,8 @@ from matplotlib.patches import Patch
 from matplotlib.transforms import ScaledTranslation
 
 from tombola.lab.report.labels import EndLabel, figure_of, label_ends
+from tombola.lab.report.rows import Row, Stat, Task, control_name
 from tombola.lab.report.scales import accuracy_axis, clipped, ratio_axis
-from tombola.lab.report.summary import Row, Stat, Task, control_name
 from tombola.lab.report.svg import INK, STYLE, inline, standalone
 from tombola.lab.report.words import percent, spread
 

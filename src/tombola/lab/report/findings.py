@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from tombola.lab.report.summary import Row, Summary, Task, control_name, method_name, setting_name
+from tombola.lab.report.rows import Row, Summary, Task, control_name, method_name, setting_name
 from tombola.lab.report.words import NBSP, count, listing, percent, spread
 
 NAMES = {

@@ -21,7 +21,8 @@ from tombola.lab.report.columns import control_column, reading, result_columns
 from tombola.lab.report.csvfile import csv_text
 from tombola.lab.report.findings import account, findings, matching, trust
 from tombola.lab.report.reading import Run, find_runs, read_run
-from tombola.lab.report.summary import Row, Summary, Task, method_name, summarise
+from tombola.lab.report.rows import Row, Summary, Task, method_name
+from tombola.lab.report.summary import summarise
 from tombola.lab.report.svg import INK, colours
 from tombola.lab.report.words import count, listing, percent, spread
 

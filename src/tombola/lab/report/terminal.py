@@ -9,7 +9,7 @@ from rich.text import Text
 
 from tombola.lab.report.columns import accuracy, reading, result_columns
 from tombola.lab.report.findings import trust
-from tombola.lab.report.summary import Summary, Task, control_name
+from tombola.lab.report.rows import Summary, Task, control_name
 from tombola.lab.report.words import listing, percent
 
 

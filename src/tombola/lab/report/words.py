@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tombola.lab.report.summary import Stat
+from tombola.lab.report.rows import Stat
 
 NBSP = "\N{NO-BREAK SPACE}"
 

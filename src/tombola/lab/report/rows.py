@@ -1,0 +1,172 @@
+"""What a report shows: results grouped over seeds, each with what it cost and its controls; and how all is called."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tombola.lab.report.reading import Layer, Run
+
+METHODS = {
+    "dense": "Dense",
+    "cs": "CS",
+    "imp": "IMP",
+    "iss": "ISS",
+    "ss": "SS",
+    "gmp": "GMP",
+    "granet": "GraNet",
+    "rigl": "RigL",
+    "snfs": "SNFS",
+    "set": "SET",
+    "snip": "SNIP",
+    "static": "Static",
+}
+CONTROLS = {"shuffled": "shuffled", "reinitialised": "re-initialised"}
+
+
+@dataclass(frozen=True)
+class Stat:
+    """Mean and sample standard deviation over seeds (`sd` is None for a single seed)."""
+
+    mean: float
+    sd: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting of one method at one round, over its seeds; round 0 is a network that was trained in one go.
+
+    `epochs` counts the search up to this round and the retraining of its ticket. `epochs_all` adds the same for every
+    other initial score that was tried with otherwise equal settings: what it cost to be able to choose this one.
+    `arithmetic` is that of the training, in epochs of the dense net; None for tickets. `good` is a sparse net, not
+    empty, whose mean accuracy is at least that of the dense net.
+    """
+
+    data: str
+    model: str
+    method: str
+    setting: str
+    group: str
+    round: int
+    last: bool
+    seeds: tuple[int, ...]
+    density: Stat
+    kept: tuple[int, ...]
+    maskable: int
+    accuracy: Stat
+    epochs: Stat
+    epochs_all: Stat
+    arithmetic: Stat | None
+    tried: int
+    asked: float | None
+    soft: Stat | None
+    hard: Stat | None
+    gap: Stat | None
+    undecided: Stat | None
+    dead: tuple[str, ...]
+    layers: tuple[Layer, ...]
+    controls: Mapping[str, Stat] = field(default_factory=dict)
+    good: bool = False
+
+    @property
+    def dense(self) -> bool:
+        """Whether this is a dense net and no ticket."""
+        return self.method == "dense"
+
+    @property
+    def trained(self) -> bool:
+        """Whether this is a sparse net that was trained in one go."""
+        return not self.dense and self.round == 0
+
+    @property
+    def name(self) -> str:
+        """Method and setting as a reader sees them, such as "CS s₀ = −0.05"."""
+        return f"{method_name(self.method)} {setting_name(self.setting)}".strip()
+
+    @property
+    def family(self) -> str:
+        """The name without the density that was asked for."""
+        return re.sub(r"\s*density\s=\s\S+", "", self.name)
+
+    @property
+    def full_name(self) -> str:
+        """The name, and of which round if there are rounds."""
+        return f"{self.name}, round\N{NO-BREAK SPACE}{self.round}" if self.round else self.name
+
+
+@dataclass(frozen=True)
+class Task:
+    """All rows of one model on one data set; `dense` is the row every ticket is held against (None: not run yet)."""
+
+    data: str
+    model: str
+    rows: tuple[Row, ...]
+    seeds: tuple[int, ...]
+
+    @property
+    def dense(self) -> Row | None:
+        """The plainly trained dense net."""
+        return next((row for row in self.rows if row.dense and not row.setting), None)
+
+    @property
+    def tickets(self) -> tuple[Row, ...]:
+        """Every row that is a ticket or was trained sparse."""
+        return tuple(row for row in self.rows if not row.dense)
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """The controls that some ticket has."""
+        named = {control for row in self.rows for control in row.controls}
+        return tuple(sorted(named, key=lambda control: ([*CONTROLS, control].index(control), control)))
+
+    @property
+    def trained(self) -> bool:
+        """Whether all sparse nets were trained in one go, so that there is no search."""
+        return all(row.trained for row in self.tickets)
+
+    @property
+    def noun(self) -> str:
+        """What a sparse net is called: a ticket if it was searched."""
+        return "network" if self.trained else "ticket"
+
+    @property
+    def swept(self) -> bool:
+        """Whether several initial scores were tried for some ticket."""
+        return any(row.tried > 1 for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything a report shows."""
+
+    tasks: tuple[Task, ...]
+    runs: tuple[Run, ...]
+
+    @property
+    def unfinished(self) -> tuple[Path, ...]:
+        """Folders of the runs that have not come to their end."""
+        return tuple(run.folder for run in self.runs if not run.finished)
+
+
+def method_name(method: str) -> str:
+    """The short name of a method as a reader knows it."""
+    return METHODS.get(method, method)
+
+
+def control_name(control: str) -> str:
+    """The name of a control as a reader knows it."""
+    return CONTROLS.get(control, control)
+
+
+def setting_name(setting: str) -> str:
+    """A setting as a reader sees it: "s0=-0.05" becomes "s₀ = −0.05"."""
+    return setting.replace("s0=", "s₀=").replace("=-", "=−").replace("=", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
+
+
+def stat(values: Sequence[float]) -> Stat:
+    """Mean and sample standard deviation of at least one value."""
+    return Stat(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))

@@ -448,7 +448,7 @@ def test_trainings_are_told_as_what_they_are(tmp_path: Path) -> None:
     rigl = next(row for row in page.rows if row[0].startswith("RigL") and "0.05" in row[0] and len(row) == 6)
     assert rigl[1:] == ["5\N{NO-BREAK SPACE}%", "96.2\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.1", "", "20", "1.2"]
     lines = list(csv.DictReader(io.StringIO(written.csv.read_text())))
-    assert [line["arithmetic_in_dense_epochs"] for line in lines][:2] == ["20", "2.0"]
+    assert [line["arithmetic_in_dense_epochs"] for line in lines][:2] == ["20.0", "2.0"]
 
 
 def test_how_far_above_static_masks(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba
 import pytest
 import torch
 from hypothesis import given
@@ -54,23 +55,30 @@ def test_every_device_does_the_same(dtype: torch.dtype, size: int) -> None:
     values = torch.randint(-100, 100, (size,), dtype=dtype, generator=draw)
     packed = torch.randint(256, (-(-size // 8),), dtype=torch.uint8, generator=draw)
     here, there = values.clone(), values.clone()
-    bits._compiled()(here.numpy(), packed.numpy())
+    bits._kernel(dtype)(here.data_ptr(), packed.data_ptr(), size)
     and_unpacked(there, packed, chunk=16)
     assert torch.equal(here, there)
     kept = [bool(int(packed[place // 8]) >> place % 8 & 1) for place in range(size)]
     assert here.tolist() == [value if keep else 0 for value, keep in zip(values.tolist(), kept, strict=True)]
 
 
+def test_memory_that_is_not_there_is_not_touched() -> None:
+    """Sharded training frees the storage of a parameter and keeps the parameter."""
+    parameter = torch.ones(16)
+    packed = PackedMask(torch.zeros(16, dtype=torch.bool), parameter)
+    parameter.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="storage"):
+        packed.clear(parameter)
+
+
 def test_where_nothing_can_be_kept_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    import numba
-
-    def njit(**options: Any) -> Any:
+    def cfunc(signature: Any, **options: Any) -> Any:
         if "cache" in options:
-            raise RuntimeError("cannot cache function '_and_bits': no locator available")
-        return real(**options)
+            raise RuntimeError("cannot cache function 'clear': no locator available")
+        return real(signature)
 
-    real = numba.njit
-    monkeypatch.setattr(numba, "njit", njit)
-    values = torch.ones(9)
-    bits._compiled.__wrapped__()(values.view(torch.int32).numpy(), torch.tensor([1, 1], dtype=torch.uint8).numpy())
+    real = numba.cfunc
+    monkeypatch.setattr(numba, "cfunc", cfunc)
+    values, packed = torch.ones(9), torch.tensor([1, 1], dtype=torch.uint8)
+    bits._kernel.__wrapped__(values.dtype)(values.data_ptr(), packed.data_ptr(), 9)
     assert values.tolist() == [1, 0, 0, 0, 0, 0, 0, 0, 1]

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CHUNK = 2**25  # weights that are unpacked at a time on an accelerator
+_PLAIN = (Tensor, nn.Parameter)
 
 
 class PackedMask:
@@ -19,7 +20,7 @@ class PackedMask:
 
     def __init__(self, mask: Tensor, parameter: Tensor) -> None:
         self.shape, self.stride = parameter.shape, _dense_stride(parameter)
-        self._usual = parameter.stride()
+        self._usual = parameter.stride() if self.stride else None
         ordered = torch.empty_like(parameter, dtype=torch.bool, requires_grad=False).copy_(mask)
         bits = torch.zeros(-(-mask.numel() // 8) * 8, dtype=torch.uint8, device=mask.device)
         bits[: mask.numel()] = _flat(ordered) if self.stride else mask.flatten()
@@ -36,15 +37,13 @@ class PackedMask:
 
         A bitwise *and* with all bits or none does that in a fraction of the time of ``masked_fill_``.
         """
-        if self.stride is None or (tensor.stride() != self._usual and _dense_stride(tensor) != self.stride):
+        if type(tensor) in _PLAIN and tensor.is_cpu and tensor.stride() == self._usual and tensor.data_ptr():
+            _kernel(tensor.dtype)(tensor.data_ptr(), self.bytes.data_ptr(), tensor.numel())
+        elif self.stride is not None and _dense_stride(tensor) == self.stride:
+            values = _flat(tensor)
+            and_unpacked(values.view(_INTEGERS[values.element_size()]), self.bytes)
+        else:
             tensor.masked_fill_(~self.mask(), 0)
-            return
-        values = _flat(tensor)
-        values = values.view(_INTEGERS[values.element_size()])
-        if values.is_cpu:
-            _compiled()(values.numpy(), self.bytes.numpy())
-            return
-        and_unpacked(values, self.bytes)
 
 
 def and_unpacked(values: Tensor, packed: Tensor, *, chunk: int = _CHUNK) -> None:
@@ -75,22 +74,29 @@ def _unpacking(dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 @cache
-def _compiled() -> Callable[..., None]:
-    """:func:`_and_bits` as machine code."""
-    from numba import njit  # takes a while, so not before there is a mask
+def _kernel(dtype: torch.dtype) -> Callable[[int, int, int], None]:
+    """The same as compiled code: (address of the values, address of the packed bits, number of values).
 
+    It is called in the midst of a backward pass, whose arrays have pushed all else out of the caches: the fewer calls
+    of Python and PyTorch lead to it, the better.
+    """
+    from numba import carray, cfunc, types  # type: ignore[attr-defined]  # takes a while: not before there is a mask
+
+    kind = np.dtype(f"i{dtype.itemsize}")
+
+    def clear(values_at: Any, packed_at: Any, size: int) -> None:
+        values, packed = carray(values_at, (size,), kind), carray(packed_at, ((size + 7) // 8,), np.uint8)
+        whole = size // 8
+        for byte in range(whole):  # no branches, so that it becomes a few vector instructions
+            bits = np.int32(packed[byte])
+            for place in range(8):
+                values[8 * byte + place] &= -((bits >> np.int32(place)) & np.int32(1))
+        for rest in range(8 * whole, size):
+            values[rest] &= -((np.int32(packed[whole]) >> np.int32(rest - 8 * whole)) & np.int32(1))
+
+    signature = types.void(types.voidptr, types.voidptr, types.intp)
     try:
-        return njit(nogil=True, cache=True)(_and_bits)
+        compiled = cfunc(signature, cache=True)(clear)
     except RuntimeError:  # no folder to keep it in
-        return njit(nogil=True)(_and_bits)
-
-
-def _and_bits(values: Any, packed: Any) -> None:
-    """The same as :func:`and_unpacked`, for numpy arrays."""
-    whole = values.size // 8
-    for byte in range(whole):  # no branches, so that it becomes a few vector instructions
-        bits = np.int32(packed[byte])
-        for place in range(8):
-            values[8 * byte + place] &= -((bits >> np.int32(place)) & np.int32(1))
-    for rest in range(8 * whole, values.size):
-        values[rest] &= -((np.int32(packed[whole]) >> np.int32(rest - 8 * whole)) & np.int32(1))
+        compiled = cfunc(signature)(clear)
+    return compiled.ctypes

@@ -1,6 +1,7 @@
 """What a sparse method adds to a training step, side by side in one run: dense, Continuous Sparsification (CS), a hard
 mask (a fixed ticket; RigL between two moves), and CS the way the authors' code does it (soft-masked layers that
-autograd differentiates). Then what one move of RigL takes, and what it adds to a step at one move in 100 steps.
+autograd differentiates). Then what RigL keeps between two moves in bits for each weight, what one move takes, and what
+that adds to a step at one move in 100 steps.
 
     python benchmarks/overhead.py [--cases resnet20 conv6 wrn_22_2] [--modes eager compiled] [--repeats 100] [--write]
 
@@ -13,6 +14,7 @@ that runs one variant alone.
 from __future__ import annotations
 
 import argparse
+import gc
 import math
 import os
 import platform
@@ -132,16 +134,26 @@ def measure(case: str, mode: str, device: str, repeats: int) -> dict[str, list[f
     return times
 
 
-def moves(case: str, device: str) -> tuple[float, float]:
-    """Median milliseconds of an ``optimizer.step()`` of the dense net, and of one that is a move of RigL."""
-    found = []
+def alive() -> int:
+    """Bytes of all tensors that there are."""
+    gc.collect()
+    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def moves(case: str, device: str) -> tuple[float, float, float]:
+    """Median milliseconds of an ``optimizer.step()`` of the dense net, and of one that is a move of RigL; and the
+    memory that RigL takes between moves, in bits a weight."""
+    found, bits = [], 0.0
     for dense in (True, False):
         torch.manual_seed(0)
         model = BUILD[case]().to(device, memory_format=torch.channels_last)
         optimizer = optimizer_of(case, list(model.parameters()))
         if not dense:
             method = tombola.RigL(density=0.1, every=1, anneal="constant", until=1.0)
-            tombola.attach(model, optimizer, method, steps=STEPS)
+            before = alive()
+            run = tombola.attach(model, optimizer, method, steps=STEPS)
+            bits = 8 * (alive() - before) / sum(p.numel() for p in run.parameters.values())
         times = []
         for step in range(12):
             for parameter in model.parameters():
@@ -153,7 +165,25 @@ def moves(case: str, device: str) -> tuple[float, float]:
             if step % 2 == 0 and step:  # RigL moves at even steps
                 times.append(time.perf_counter() - begin)
         found.append(1e3 * statistics.median(times))
-    return found[0], found[1]
+    return found[0], found[1], bits
+
+
+def image_step(device: str) -> float:
+    """Median milliseconds of a dense training step of ResNet-50, 8 images of 224×224."""
+    torch.manual_seed(0)
+    model = models.resnet50().to(device, memory_format=torch.channels_last)
+    optimizer = optimizer_of("resnet50", list(model.parameters()))
+    x = torch.randn(8, 3, 224, 224, device=device).contiguous(memory_format=torch.channels_last)
+    times = []
+    for _ in range(4):
+        begin = time.perf_counter()
+        nn.functional.cross_entropy(model(x), torch.zeros(8, dtype=torch.int64, device=device)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - begin)
+    return 1e3 * statistics.median(times[1:])
 
 
 def main() -> None:
@@ -194,14 +224,17 @@ def main() -> None:
             middle.setdefault(case, statistics.median(times["dense"]) * 1e3)
     lines += [
         "",
-        "| network | weights | optimiser's step, ms | move of RigL, ms | of a step, at one move in 100 |",
-        "|---" * 5 + "|",
+        "| network, batch | weights | bits a weight | optimiser, ms | move, ms | step, ms | share at 1 in 100 |",
+        "|---" * 7 + "|",
     ]
+    middle["resnet50"] = image_step(given.device)  # with few images, which is the hardest comparison
     for case in [*given.cases, "resnet50"]:
-        plain, move = moves(case, given.device)
-        share = f"{100 * max(move - plain, 0) / EVERY / middle[case]:.2f} %" if case in middle else ""
+        plain, move, bits = moves(case, given.device)
+        share = f"{100 * max(move - plain, 0) / EVERY / middle[case]:.2f} %"
         weights = sum(p.numel() for p in tombola.maskable(BUILD[case]()).values())
-        lines.append(f"| {case} | {weights:,} | {plain:.1f} | {move:.1f} | {share} |")
+        batch = CASES.get(case, 8)
+        times = f"{plain:.1f} | {move:.1f} | {middle[case]:.1f}"
+        lines.append(f"| {case}, {batch} | {weights:,} | {bits:.2f} | {times} | {share} |")
     print("\n".join(lines[-len(given.cases) - 3 :]))
     if given.write:
         options = f"--cases {' '.join(given.cases)} --modes {' '.join(given.modes)} --repeats {given.repeats}"

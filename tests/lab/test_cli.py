@@ -36,7 +36,7 @@ def lines_of(captured: str) -> list[str]:
         (["--help"], "inspect"),
         (["search", "-h"], "--initial-score X,..."),
         (["search", "--help"], "[default: lenet_300_100; for cifar10 resnet20]"),
-        (["train", "--help"], "[default: 100; less where that would be fewer than 30 times in a training]"),
+        (["train", "--help"], "[default: 100; less where that would be fewer than 30 times in the recipe's epochs]"),
         (["inspect", "--help"], "TICKET"),
         (["report", "--help"], "DIR..."),
         (["--version"], f"tombola {tombola.__version__}"),
@@ -295,6 +295,10 @@ def test_training_by_default() -> None:
     assert (dense.method, dense.model, dense.setting) == (Dense(), "lenet_300_100", "")
     # 15 epochs of 21 steps: moves come every 10 steps, so that there are some
     assert rigl.method == tombola.RigL(density=0.1, every=10)
+    (prolonged,) = training_of("--no-dense", "--epochs", "x5")
+    assert prolonged.method == rigl.method  # a longer training moves more often, not more rarely
+    (short,) = training_of("--no-dense", "--epochs", "3")
+    assert short.method == tombola.RigL(density=0.1, every=2)
     (long,) = training_of("--no-dense", "--model", "resnet20")
     assert long.method == tombola.RigL(density=0.1, every=28)  # 85 epochs of 10 steps
     assert long.unmasked == ("stage2.0.shortcut.weight", "stage3.0.shortcut.weight", "fc.weight")

@@ -305,7 +305,7 @@ _TRAIN = [
         "--every",
         type=_count,
         metavar="N",
-        show_default="100; less where that would be fewer than 30 times in a training",
+        show_default="100; less where that would be fewer than 30 times in the recipe's epochs",
         help="Steps from one change of the masks to the next.",
     ),
     click.option(

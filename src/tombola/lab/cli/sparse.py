@@ -52,8 +52,9 @@ class SparseTraining(Training):
         base, data = self.base()
         model = _builder(base, data)(base.width)
         masked = maskable(model, lambda name, parameter: name not in base.unmasked)
-        steps = base.epochs * data.steps(base.batch_size)
-        sparse = [self._method(name, d, steps) for name in self.methods if name != "dense" for d in self._densities]
+        of_epoch = data.steps(base.batch_size)
+        steps, usual = base.epochs * of_epoch, min(base.epochs, self.recipe.epochs) * of_epoch
+        sparse = [self._method(name, d, usual) for name in self.methods if name != "dense" for d in self._densities]
         for method in sparse:
             _try(method, masked)
         runs = [replace(base, method=Dense())] if self.dense or "dense" in self.methods else []
@@ -88,7 +89,7 @@ class SparseTraining(Training):
                 raise LabError(f"{option}: is for sparse methods, not {', '.join(self.methods)}")
 
     def _method(self, name: str, density: float, steps: int) -> Pruning:
-        """The method with what was asked for; ``steps`` are those of the whole training."""
+        """The method with what was asked for; ``steps`` are those of a training that is not prolonged."""
         kind = METHODS[name]
         defaults = _defaults(kind)
         asked = {key: getattr(self, key) for key in SETTINGS if key in defaults and getattr(self, key) is not None}

@@ -62,6 +62,15 @@ def test_every_device_does_the_same(dtype: torch.dtype, size: int) -> None:
     assert here.tolist() == [value if keep else 0 for value, keep in zip(values.tolist(), kept, strict=True)]
 
 
+@pytest.mark.parametrize("change", [lambda w: w.new_ones(1000, 8), lambda w: w.to("meta")])
+def test_a_weight_that_was_moved_or_changed(change: Any) -> None:
+    """With the same strides, so that nothing but the shape or the device tells."""
+    parameter = torch.ones(10, 8)
+    packed = PackedMask(torch.zeros(10, 8, dtype=torch.bool), parameter)
+    with pytest.raises(RuntimeError, match=r"\(10, 8\) on cpu, is \(10*, 8\) on \w+; detach\(\) before"):
+        packed.clear(change(parameter))
+
+
 def test_memory_that_is_not_there_is_not_touched() -> None:
     """Sharded training frees the storage of a parameter and keeps the parameter."""
     parameter = torch.ones(16)

@@ -37,6 +37,10 @@ class PackedMask:
 
         A bitwise *and* with all bits or none does that in a fraction of the time of ``masked_fill_``.
         """
+        if tensor.shape != self.shape or tensor.device != self.bytes.device:
+            before = f"{tuple(self.shape)} on {self.bytes.device}"
+            now = f"{tuple(tensor.shape)} on {tensor.device}"
+            raise RuntimeError(f"a masked weight, {before}, is {now}; detach() before the model is moved or changed")
         if type(tensor) in _PLAIN and tensor.is_cpu and tensor.stride() == self._usual and tensor.data_ptr():
             _kernel(tensor.dtype)(tensor.data_ptr(), self.bytes.data_ptr(), tensor.numel())
         elif self.stride is not None and _dense_stride(tensor) == self.stride:
@@ -94,6 +98,7 @@ def _kernel(dtype: torch.dtype) -> Callable[[int, int, int], None]:
         for rest in range(8 * whole, size):
             values[rest] &= -((np.int32(packed[whole]) >> np.int32(rest - 8 * whole)) & np.int32(1))
 
+    clear.__qualname__ = f"clear_{kind.name}"  # names the file that it is kept in: one for each kind
     signature = types.void(types.voidptr, types.voidptr, types.intp)
     try:
         compiled = cfunc(signature, cache=True)(clear)

@@ -54,9 +54,13 @@ class SoftMask(nn.Module):
 
 
 def optimizer_of(case: str, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The papers' optimisers."""
+    """The papers' optimisers.
+
+    Adam is the fused one: the other takes its square roots one after the other at zeros, ten times slower on a CPU, and
+    a sparse network's state is mostly zeros.
+    """
     if case == "conv6":
-        return torch.optim.Adam(parameters, lr=3e-4)
+        return torch.optim.Adam(parameters, lr=3e-4, fused=True)
     return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True)
 
 

@@ -49,6 +49,9 @@ class NM:
         if not (isinstance(self.n, int) and isinstance(self.m, int) and 1 <= self.n < self.m):
             raise ValueError(f"an N:M pattern needs 1 ≤ N < M, not {self.n!r}:{self.m!r}")
 
+    def __str__(self) -> str:
+        return f"{self.n}:{self.m}"
+
     def units(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """Groups of M inputs."""
         if shape[1] % self.m:
@@ -70,9 +73,13 @@ class ConstantFanIn:
 
     Args:
         ablate: γ_sal. When connections move, an output with fewer salient weights than this share of its fan-in (or
-            with none) is given up for good, and the others share its weights: the fan-in grows. Salient are the weights
-            that are not dropped and the missing ones that would grow first. SRigL has 0.3 for convolutional networks
-            and 0.95 for vision transformers. 0: every output stays.
+            with none) is given up, and the others share its weights: the fan-in grows. Salient are the weights that
+            are not dropped and the missing ones that would grow first. So many outputs stay as the layer's weights
+            need, and all of the last masked layer, whose outputs are the network's. SRigL has 0.3 for convolutional
+            networks and 0.95 for vision transformers. 0: every output stays. Methods that do not move connections
+            keep every output.
+
+    Differs from the authors' code in: the share is rounded up, as in the paper; what was given up stays so.
     """
 
     ablate: float = 0.0
@@ -80,6 +87,9 @@ class ConstantFanIn:
     def __post_init__(self) -> None:
         if not (isinstance(self.ablate, int | float) and 0 <= self.ablate <= 1):
             raise ValueError(f"ablate is a share of the fan-in, from 0 to 1, not {self.ablate!r}")
+
+    def __str__(self) -> str:
+        return f"fan-in:{self.ablate:g}" if self.ablate else "fan-in"
 
     def fan_ins(self, before: Tensor, salient: Tensor, total: int) -> Tensor:
         """How many weights each output is to have after a move, (outputs,): the same number, or none.
@@ -92,9 +102,10 @@ class ConstantFanIn:
         fan_in = before.sum(1)
         enough = salient.sum(1) >= (self.ablate * fan_in).ceil().clamp(min=1)
         alive = (fan_in > 0) & enough
-        if not alive.any():
-            return fan_in
-        return torch.where(alive, min(total // int(alive.sum()), before.shape[1]), 0)
+        least = -(-total // before.shape[1])  # outputs that it takes to hold all weights
+        if int(alive.sum()) < least:
+            alive = largest(torch.where(fan_in > 0, salient.sum(1), -1), least)
+        return torch.where(alive, total // int(alive.sum()), 0)
 
     def units(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """One group for each output."""
@@ -120,10 +131,13 @@ class Block:
         if not all(isinstance(size, int) and size >= 1 for size in (self.outputs, self.inputs)):
             raise ValueError(f"a block needs whole numbers of outputs and inputs, not {self.outputs!r}×{self.inputs!r}")
 
+    def __str__(self) -> str:
+        return f"{self.outputs}×{self.inputs}"
+
     def units(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """One group of all blocks."""
         if shape[0] % self.outputs or shape[1] % self.inputs:
-            raise ValueError(f"{shape[0]} outputs and {shape[1]} inputs do not fall into blocks of {self._size()}")
+            raise ValueError(f"{shape[0]} outputs and {shape[1]} inputs do not fall into blocks of {self}")
         weights = self.outputs * self.inputs * math.prod(shape[2:])
         return 1, math.prod(shape) // weights, weights
 
@@ -138,9 +152,6 @@ class Block:
         rows, columns = shape[0] // self.outputs, shape[1] // self.inputs
         blocks = split.reshape(rows, columns, self.outputs, self.inputs, -1).transpose(1, 2)
         return blocks.reshape(tuple(shape))
-
-    def _size(self) -> str:
-        return f"{self.outputs}×{self.inputs}"
 
 
 def fitted(counts: Mapping[str, int], shapes: Mapping[str, Sequence[int]], pattern: Pattern) -> dict[str, int]:
@@ -159,7 +170,7 @@ def fitted(counts: Mapping[str, int], shapes: Mapping[str, Sequence[int]], patte
         if isinstance(pattern, NM) and each != pattern.n:
             density = f"{pattern.n / pattern.m:.4g}"
             raise ValueError(
-                f"pattern: {pattern.n}:{pattern.m} keeps {density} of every layer, but the budget gives {name!r} "
+                f"pattern: {pattern} keeps {density} of every layer, but the budget gives {name!r} "
                 f"{count} of {math.prod(shapes[name])} weights; ask for density={density} with budget=uniform"
             )
         fits[name] = groups * each * weights

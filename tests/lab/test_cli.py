@@ -107,7 +107,11 @@ def test_help(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str
         (["train", "--method", "cs", "--budget", "erk"], "--budget: is for --method static or snip or set or rigl"),
         (["train", "--method", "dense", "--density", "0.1"], "--density: is for sparse methods, not dense"),
         (["train", "--method", "dense", "--small-dense"], "--small-dense: is for sparse methods, not dense"),
-        (["train", "--unmasked", "fc9.weight"], "--unmasked: lenet_300_100 has no parameter 'fc9.weight'; it has fc1"),
+        (["train", "--method", "rigl,gmp", "--pattern", "fan-in"], "--method gmp: a pattern needs a budget"),
+        (["train", "--method", "rigl,cs", "--pattern", "fan-in"], "--pattern: is not for cs, which ranks"),
+        (["train", "--method", "static", "--pattern", "fan-in:0.3"], "--pattern fan-in:0.3: is not for static"),
+        (["train", "--unmasked", "fc1.weight,fc2.weight,fc3.weight"], "model 'lenet_300_100': nothing to mask"),
+        (["train", "--unmasked", "fc9.weight"], "unmasked: lenet_300_100 has no parameter 'fc9.weight'; it has fc1"),
         (["train", "--width", "0"], "--width: must be a number above 0, not '0'"),
         (["inspect"], "Missing argument 'TICKET'"),
         (["report"], "Missing argument 'DIR...'"),
@@ -348,6 +352,41 @@ def test_dense_baselines() -> None:
     full, biases = sum(p.numel() for p in net.parameters()), 410
     size = sum(p.numel() for p in models.lenet_300_100(image_size=8, width=narrow.width).parameters())
     assert size == pytest.approx(0.4 * (full - biases) + biases, rel=0.01)
+
+
+def test_granet_begins_no_sparser_than_it_ends() -> None:
+    runs = training_of("--no-dense", "--method", "granet", "--density", "0.1,0.6", "--model", "conv_digits")
+    assert [run.method.initial_density for run in runs] == [0.5, 0.6]  # type: ignore[union-attr]
+    # the budget shapes the beginning, where a dense first layer has room, and not the end
+    (run,) = training_of("--no-dense", "--method", "granet", "--budget", "uniform-first-dense")
+    assert run.method.density == 0.1  # type: ignore[union-attr]
+
+
+def test_a_net_whose_layers_nobody_can_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my_functional.py").write_text(
+        """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.a = nn.Linear(64, classes)
+
+    def forward(self, x):
+        return nn.functional.linear(x.flatten(1), self.a.weight, self.a.bias)
+"""
+    )
+    monkeypatch.chdir(tmp_path)
+    arguments = ["train", "--model", "my_functional:Net", "--density", "0.5", "--epochs", "1", "--jobs", "1", "-q"]
+    assert run(arguments) == 0
+    row = next(line for line in lines_of(capsys.readouterr().out) if line.startswith("RigL"))
+    assert row.split()[-1] == "1"  # the epochs: of the arithmetic nothing is known
+    assert run([*arguments, "--equal-arithmetic"]) == 2
+    assert "--equal-arithmetic: my_functional:Net uses a masked weight" in capsys.readouterr().err
+    assert run([*arguments, "--small-dense"]) == 2
+    assert "takes no argument width" in capsys.readouterr().err
 
 
 def test_train_and_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -146,6 +146,27 @@ def test_sparse_training_is_the_loop_by_hand(name: str, finished: Callable[[str]
     assert 0 < record["arithmetic"] < config.epochs
 
 
+@pytest.mark.parametrize("name", ["rigl", "snip, fan-in", "gmp"])
+def test_what_a_budget_warns_of_is_recorded_once(name: str, tmp_path: Path) -> None:
+    """Whenever the method asks its budget, and however often the run is stopped."""
+    method = replace(EVERY_METHOD[name].method, density=0.001, budget=tombola.uniform)
+    config, heard = replace(EVERY_METHOD[name], method=method), list[str]()
+    left = [True, False, False]
+
+    def hear(_: str, event: Event) -> None:
+        if event["event"] == "warning":
+            heard.append(event["text"])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(Stopped):
+            execute(config, tmp_path, stop=lambda: left.pop(0), on_event=hear)
+        path = execute(config, tmp_path, on_event=hear)
+    assert len([text for text in heard if "would empty" in text]) == 1
+    recorded = [record for record in read_metrics(path / "metrics.jsonl") if record["kind"] == "warning"]
+    assert len(recorded) == len(heard)
+
+
 def test_a_pattern_that_does_not_fit_is_named(tmp_path: Path) -> None:
     config = replace(DENSE, method=tombola.Static(density=0.5, budget=tombola.uniform, pattern=NM(2, 4)))
     with pytest.raises(

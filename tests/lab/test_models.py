@@ -11,7 +11,18 @@ from loop import same
 from torch import nn
 
 from tombola.lab.errors import LabError
-from tombola.lab.models import build, conv2, conv4, conv6, conv_digits, lenet_300_100, resnet20, unmasked
+from tombola.lab.models import (
+    MODELS,
+    build,
+    conv2,
+    conv4,
+    conv6,
+    conv_digits,
+    lenet_300_100,
+    resnet20,
+    unmasked,
+    width_for,
+)
 from tombola.selection import maskable
 
 CIFAR, DIGITS = (3, 32, 32), (1, 8, 8)
@@ -141,6 +152,47 @@ def test_too_small_an_image() -> None:
 def test_mistakes(name: str, shape: tuple[int, ...], says: str, own_nets: Path) -> None:
     with pytest.raises(LabError, match=says):
         build(name, input_shape=shape, classes=10, seed=0)
+
+
+# ---- width
+
+
+def size(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_net_comes_in_any_width(name: str) -> None:
+    sizes = []
+    for width in (0.02, 0.3, 0.5):  # at 0.02 stages become equally wide
+        model = build(name, input_shape=CIFAR, classes=10, seed=0, width=width).eval()
+        assert model(torch.zeros(1, *CIFAR)).shape == (1, 10)
+        sizes.append(size(model))
+    assert sizes == sorted(set(sizes))
+    full = build(name, input_shape=CIFAR, classes=10, seed=0)
+    assert same(build(name, input_shape=CIFAR, classes=10, seed=0, width=1.0).state_dict(), full.state_dict())
+
+
+@pytest.mark.parametrize("parameters", [3000, 8000, 50_610, 400_000])
+def test_the_width_for_a_number_of_parameters(parameters: int) -> None:
+    def net(width: float) -> nn.Module:
+        return lenet_300_100(image_size=8, width=width)
+
+    width = width_for(net, parameters)
+    off = abs(size(net(width)) - parameters)
+    for step in (-1e-4, 1e-4):
+        assert off <= abs(size(net(width + step)) - parameters)
+    assert off <= 250  # a neuron or so
+
+
+def test_widths_that_there_are_not(own_nets: Path) -> None:
+    with pytest.raises(ValueError, match="even at its narrowest the network has 45 parameters, not 9"):
+        width_for(lambda width: nn.Linear(8, 5), 9)
+    with pytest.raises(ValueError, match="times as wide the network has 45 parameters"):
+        width_for(lambda width: nn.Linear(8, 5), 100)
+    with pytest.raises(LabError, match="own_nets:image' takes no argument width"):
+        build("own_nets:image", input_shape=DIGITS, classes=3, seed=0, width=0.5)
+    assert build("own_nets:flat", input_shape=(6,), classes=3, seed=0, width=2)(torch.zeros(1, 6)).shape == (1, 3)
 
 
 @pytest.fixture

@@ -383,7 +383,7 @@ def test_the_picture_is_a_file_of_its_own(tmp_path: Path) -> None:
 
 def test_a_picture_of_nothing_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "run", config({"kind": "dense"}, 0), [result("dense", "", 0, 1.0, 0.9)])
-    with pytest.raises(LabError, match=r"picture.svg: there is no ticket to draw yet"):
+    with pytest.raises(LabError, match=r"picture.svg: there is no sparse network to draw yet"):
         write_report([tmp_path], figure=tmp_path / "picture.svg")
     assert not (tmp_path / "picture.svg").exists()
 
@@ -449,6 +449,21 @@ def test_trainings_are_told_as_what_they_are(tmp_path: Path) -> None:
     assert rigl[1:] == ["5\N{NO-BREAK SPACE}%", "96.2\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.1", "", "20", "1.2"]
     lines = list(csv.DictReader(io.StringIO(written.csv.read_text())))
     assert [line["arithmetic_in_dense_epochs"] for line in lines][:2] == ["20.0", "2.0"]
+
+
+def test_a_dense_net_is_found_under_any_name(tmp_path: Path) -> None:
+    """All narrower, or twice with different epochs: the one that took most is the bar."""
+    for place, (epochs, accuracy) in enumerate([(10, 0.9), (50, 0.95)]):
+        more = {"ticket": None, "epochs_search": 0, "epochs_total": epochs, "arithmetic": float(epochs)}
+        settings = config({"kind": "dense"}, 0) | {"epochs": epochs}
+        write(tmp_path / f"d{place}", settings, [result("dense", "width=0.5", 0, 1.0, accuracy, **more)])
+    more = {"ticket": None, "epochs_search": 0, "epochs_total": 10, "arithmetic": 1.0}
+    rows = [result("rigl", "density=0.1 width=0.5", 0, 0.1, 0.92, **more)]
+    write(tmp_path / "r", config({"kind": "rigl", "density": 0.1}, 0), rows)
+    (task,) = read_summary([tmp_path]).tasks
+    assert task.dense is not None
+    assert task.dense.accuracy.mean == 0.95
+    assert [row.good for row in task.tickets] == [False]
 
 
 def test_how_far_above_static_masks(tmp_path: Path) -> None:

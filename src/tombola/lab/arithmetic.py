@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tombola import flops
-from tombola.budgets import Budget, global_
+from tombola.budgets import global_
 from tombola.flops import Count
 from tombola.lab.config import Pruning
 from tombola.lab.data import Dataset
 from tombola.methods.continuous import ContinuousSparsification
 from tombola.methods.gradual import GradualMagnitude
 from tombola.methods.granet import GraNet
+from tombola.methods.moves import checked_counts
 from tombola.methods.protocol import Moment
 from tombola.methods.rigl import RigL
 from tombola.methods.snfs import SNFS
@@ -22,13 +23,32 @@ from tombola.methods.snfs import SNFS
 POINTS = 1000  # at which an average over the steps looks, at most
 
 
-def count(model: nn.Module, data: Dataset) -> Count:
-    """Multiply-adds of ``model`` for one example of ``data``."""
+def count(model: nn.Module, data: Dataset, masked: Mapping[str, Tensor]) -> Count | None:
+    """Multiply-adds of ``model`` for one example of ``data``; None if those of a masked layer cannot be counted."""
     x, _ = next(iter(data.test()))
-    return flops.count(model, x[:1].to(next(model.parameters()).device))
+    counted = flops.count(model, x[:1].to(next(model.parameters()).device))
+    return counted if masked.keys() <= counted.layers.keys() else None
 
 
-def training_cost(method: Pruning, counted: Count, masked: Mapping[str, torch.Tensor], *, steps: int) -> float:
+def planned_counts(method: Pruning, masked: Mapping[str, Tensor], density: float | None = None) -> dict[str, int]:
+    """How many weights each layer is to keep at ``density``, or at the one that the method's budget is for.
+
+    That is the final one, for GraNet the initial one. Where weights of all layers are ranked together nobody knows
+    before, and each layer counts as equally dense; as dense where no density is asked for.
+
+    Raises:
+        ValueError: the budget or the pattern cannot be had with these parameters.
+    """
+    if isinstance(method, ContinuousSparsification):
+        wanted = method.density if density is None else density
+        return checked_counts(masked, global_, wanted if isinstance(wanted, float | int) else 1.0)
+    if isinstance(method, GraNet):
+        initial = density is None or density == method.initial_density
+        return checked_counts(masked, method.budget if initial else global_, density or method.initial_density)
+    return checked_counts(masked, method.budget, method.density if density is None else density, method.pattern)
+
+
+def training_cost(method: Pruning, counted: Count, masked: Mapping[str, Tensor], *, steps: int) -> float:
     """Multiply-adds of training with ``method``, relative to dense training, by appendix H of the RigL paper.
 
     How the weights of a globally ranked network spread over its layers is not known before it is trained: they count as
@@ -40,34 +60,44 @@ def training_cost(method: Pruning, counted: Count, masked: Mapping[str, torch.Te
         masked: name -> parameter of what carries a mask.
         steps: of the whole training.
     """
-    dense = flops.static_cost(counted.dense)
-    shapes = {name: parameter.shape for name, parameter in masked.items()}
+    full = counted.dense
 
-    def forward(density: float, budget: Budget) -> float:
-        counts = budget(shapes, density)
+    def forward(density: float | None = None) -> float:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # whoever trains is told
+            counts = planned_counts(method, masked, density)
         return sum(
             layer.dense * counts[name] / layer.weights if name in counts else layer.dense
             for name, layer in counted.layers.items()
         )
 
-    def average(density_at: Callable[[Moment], float], budget: Budget) -> float:
-        stride = -(-steps // POINTS)
-        moments = [Moment(step=s, steps=steps, steps_per_epoch=None, weights=0) for s in range(0, steps, stride)]
-        return flops.average_cost(lambda point: forward(density_at(moments[point]), budget), steps=len(moments))
+    def average(cost_at: Callable[[Moment], float]) -> float:
+        points = range(0, steps, -(-steps // POINTS))
+        moments = [Moment(step=point, steps=steps, steps_per_epoch=None, weights=0) for point in points]
+        return sum(map(cost_at, moments)) / len(moments)
 
     match method:
-        case RigL():
-            cost = flops.rigl_cost(forward(method.density, method.budget), counted.dense, every=method.every)
+        case RigL(every=every):
+            cost = flops.rigl_cost(forward(), full, every=every)
         case SNFS():
-            cost = flops.snfs_cost(forward(method.density, method.budget), counted.dense)
+            cost = flops.snfs_cost(forward(), full)
         case GradualMagnitude(begin=begin):
-            cost = average(lambda m: 1.0 if m.step < begin * steps else method.density_at(m), method.budget)
-        case GraNet():
-            cost = average(method.density_at, global_)
-        case ContinuousSparsification(density=float() as density, harden_at=float() as share):
-            cost = share * dense + (1 - share) * flops.static_cost(forward(density, global_))
+            cost = average(
+                lambda moment: flops.static_cost(
+                    full if moment.step < begin * steps else forward(method.density_at(moment))
+                )
+            )
+        case GraNet(every=every, until=until):
+
+            def at(moment: Moment) -> float:
+                sparse, moves = forward(method.density_at(moment)), moment.step < until * steps
+                return flops.static_cost(sparse) + ((full - sparse) / every if moves else 0.0)
+
+            cost = average(at)
+        case ContinuousSparsification(density=float() | int(), harden_at=float() | int() as share):
+            cost = share * flops.static_cost(full) + (1 - share) * flops.static_cost(forward())
         case ContinuousSparsification():
-            cost = dense
+            cost = flops.static_cost(full)
         case _:
-            cost = flops.static_cost(forward(method.density, method.budget))
-    return cost / dense
+            cost = flops.static_cost(forward())
+    return cost / flops.static_cost(full)

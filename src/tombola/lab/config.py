@@ -213,8 +213,10 @@ class RunConfig:
                 return f"s0={self.method.initial_score:g}"
             case ContinuousSparsification(density=tuple() as densities):
                 return "density=" + ",".join(f"{density:g}" for density in densities)
+            case ContinuousSparsification(density=density):
+                return f"density={density:g}"
             case _:
-                return f"density={self.method.density:g}"
+                return f"density={self.method.density:g} {self.method.pattern or ''}".rstrip()
 
     @property
     def title(self) -> str:
@@ -232,17 +234,17 @@ class RunConfig:
     def search_method(self) -> SoftMethod | IMP:
         """The method as ``TicketSearch`` takes it, with ``score_optimizer`` built in."""
         assert isinstance(self.method, SoftMethod | IMP)
-        return self._complete(self.method) if isinstance(self.method, SoftMethod) else self.method
+        if self.score_optimizer is None or isinstance(self.method, IMP):
+            return self.method
+        return replace(self.method, score_optimizer=partial(_make, self.score_optimizer))
 
     @property
-    def training_method(self) -> SoftMethod | Sparse:
+    def training_method(self) -> Pruning:
         """The method as ``attach`` takes it, with ``score_optimizer`` built in."""
-        assert isinstance(self.method, SoftMethod | Sparse)
-        return self._complete(self.method) if isinstance(self.method, SoftMethod) else self.method
-
-    def _complete(self, method: SoftMethod) -> SoftMethod:
-        scores = self.score_optimizer
-        return method if scores is None else replace(method, score_optimizer=partial(_make, scores))
+        assert isinstance(self.method, Pruning)
+        if self.score_optimizer is None or not isinstance(self.method, ContinuousSparsification):
+            return self.method
+        return replace(self.method, score_optimizer=partial(_make, self.score_optimizer))
 
     @property
     def free_retraining(self) -> bool:

@@ -90,7 +90,10 @@ class Moves:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # they were heard at the start
                 totals = checked_counts(weights, self.budget, self.density, pattern)
+        last = list(masks)[-1]
         for name, mask in masks.items():
+            if name == last and isinstance(pattern, ConstantFanIn):
+                pattern = ConstantFanIn()
             n = int(fraction * int(mask.sum()))
             moved[name] = drop_and_grow(
                 weights[name], mask, growth[name], n=n, total=totals[name], generator=generator, pattern=pattern
@@ -185,7 +188,8 @@ def drop_and_grow(
     stay = largest(pattern.split(magnitude).sum(2), before // size - n // size, generator=generator)
     needed = torch.full((groups,), total // (size * groups), device=mask.device)
     if isinstance(pattern, ConstantFanIn) and pattern.ablate:
-        wanted = largest(torch.where(stay, -1.0, pattern.split(growth).sum(2)), n, generator=generator)
+        possible = ~stay & there.any(1, keepdim=True).squeeze(2)  # what was given up does not come back
+        wanted = largest(torch.where(possible, pattern.split(growth).sum(2), -1.0), n, generator=generator)
         needed = pattern.fan_ins(there.squeeze(2), stay | wanted, total)
         stay &= needed.unsqueeze(1) > 0
     kept = pattern.join(stay.unsqueeze(2).expand(there.shape), mask.shape)

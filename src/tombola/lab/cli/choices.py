@@ -40,8 +40,8 @@ def configs_of(choices: Choices) -> list[RunConfig]:
     """
     methods = choices.methods or ("cs",)
     _check(choices, methods)
-    base, data = choices.base()
-    rewind_step = _rewind_step(choices, base, data.steps(base.batch_size))
+    base, make = choices.base()
+    rewind_step = _rewind_step(choices, base, make.data.steps(base.batch_size))
     scores = choices.score_optimizer()
     controls = CONTROLS if choices.controls else ()
     wanted = [(method, rounds) for name in methods for method, rounds in _methods(choices, name)]

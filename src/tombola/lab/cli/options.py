@@ -285,13 +285,13 @@ _TRAIN = [
         "densities",
         type=Listing(_share),
         metavar="X,...",
-        show_default="0.1",
+        show_default="0.1; with --pattern N:M N/M",
         help="Share of the weights to keep. A run for each.",
     ),
     click.option(
         "--budget",
         type=click.Choice(["uniform", "uniform-first-dense", "erdos-renyi", "erk", "global"]),
-        show_default="erk; for gmp global",
+        show_default="erk; for gmp global; with --pattern N:M uniform",
         help="How the kept weights are shared out among the layers.",
     ),
     click.option(
@@ -299,7 +299,7 @@ _TRAIN = [
         type=PatternType(),
         metavar="PATTERN",
         help="What masks must fit: N:M such as 2:4; blocks such as 4x4; fan-in: as many weights for each output; "
-        "fan-in:0.3: and outputs that too few salient weights lead to are given up (SRigL).",
+        "fan-in:0.3: and rigl, set and snfs give up outputs with few salient weights (SRigL).",
     ),
     click.option(
         "--every",

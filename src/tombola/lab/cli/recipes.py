@@ -11,11 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from tombola.lab import models
 from tombola.lab.cli.options import Epochs
 from tombola.lab.config import Dense, RunConfig
-from tombola.lab.data import Dataset, load
+from tombola.lab.data import load
 from tombola.lab.errors import LabError
+from tombola.lab.runs.workshop import Workshop
 from tombola.lab.settings import SGD, Adam, AdamW, Constant, Cosine, Drops, Optimizer, Schedule
 from tombola.lab.study import BASE, SCORE_OPTIMIZER
 
@@ -103,8 +106,8 @@ class Training:
         """How that model is trained."""
         return RECIPES.get(self.model_name, _SMALL)
 
-    def base(self) -> tuple[RunConfig, Dataset]:
-        """What all runs have in common, and the data. The model is made once, so that a mistake shows now.
+    def base(self) -> tuple[RunConfig, Workshop]:
+        """What all runs have in common, and what makes it. The model is made once, so that a mistake shows now.
 
         Raises:
             LabError: choices that contradict each other, or data or a model that cannot be had.
@@ -112,11 +115,6 @@ class Training:
         recipe = self.recipe
         epochs = recipe.epochs if self.epochs is None else self.epochs.of(recipe.epochs)
         data = load(self.data, data_dir=self.data_dir)
-        shape, classes = data.input_shape, data.classes
-        model = models.build(self.model_name, input_shape=shape, classes=classes, seed=0, width=self.width)
-        names = dict(model.named_parameters())
-        if unknown := [name for name in self.unmasked if name not in names]:
-            raise LabError(f"--unmasked: {self.model_name} has no parameter {unknown[0]!r}; it has {', '.join(names)}")
         batch_size = self.batch_size or recipe.batch_size
         data.steps(batch_size)
         base = RunConfig(
@@ -131,7 +129,10 @@ class Training:
             schedule=self._schedule(epochs),
             unmasked=self.unmasked or models.unmasked(self.model_name),
         )
-        return base, data
+        make = Workshop(config=base, data=data, device=torch.device("cpu"))
+        make.check()
+        make.maskable(make.model())
+        return base, make
 
     def score_optimizer(self) -> Optimizer | None:
         """The recipe's optimiser of scores, unless another one was asked for the weights."""

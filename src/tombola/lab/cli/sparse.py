@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -11,15 +11,15 @@ from typing import Any
 from torch import nn
 
 from tombola.lab import models
-from tombola.lab.arithmetic import count, training_cost
+from tombola.lab.arithmetic import count, planned_counts, training_cost
 from tombola.lab.cli.recipes import Training
 from tombola.lab.config import BUDGETS, METHODS, Dense, Pruning, RunConfig
-from tombola.lab.data import Dataset
 from tombola.lab.errors import LabError
+from tombola.lab.runs.workshop import Workshop
 from tombola.methods.continuous import ContinuousSparsification
-from tombola.methods.moves import Anneal, Moves, checked_counts
+from tombola.methods.granet import GraNet
+from tombola.methods.moves import Anneal, Moves
 from tombola.patterns import NM, Pattern
-from tombola.selection import maskable
 
 MOVES = 30  # a training of few steps has at least so many times ΔT
 SETTINGS = ("budget", "pattern", "every", "until", "drop_fraction", "anneal", "harden_at")
@@ -49,10 +49,9 @@ class SparseTraining(Training):
             LabError: choices that contradict each other or do not fit the model, or data or a model that cannot be had.
         """
         self._check()
-        base, data = self.base()
-        model = _builder(base, data)(base.width)
-        masked = maskable(model, lambda name, parameter: name not in base.unmasked)
-        of_epoch = data.steps(base.batch_size)
+        base, make = self.base()
+        model = make.model()
+        masked, of_epoch = make.maskable(model), make.data.steps(base.batch_size)
         steps, usual = base.epochs * of_epoch, min(base.epochs, self.recipe.epochs) * of_epoch
         sparse = [self._method(name, d, usual) for name in self.methods if name != "dense" for d in self._densities]
         for method in sparse:
@@ -62,11 +61,14 @@ class SparseTraining(Training):
             scores = self.score_optimizer() if isinstance(method, ContinuousSparsification) else None
             runs.append(replace(base, method=method, score_optimizer=scores))
         if self.equal_arithmetic:
+            counted = count(model, make.data, masked)
+            if counted is None:
+                raise LabError(f"--equal-arithmetic: {base.model} uses a masked weight that is no layer's, not counted")
             for method in sparse:
-                share = training_cost(method, count(model, data), masked, steps=steps)
+                share = training_cost(method, counted, masked, steps=steps)
                 runs.append(replace(base, method=Dense(times=max(1, round(share * base.epochs)) / base.epochs)))
         if self.small_dense:
-            runs += [replace(base, method=Dense(), width=_narrow(base, data, masked, d)) for d in self._densities]
+            runs += [replace(base, method=Dense(), width=_narrow(make, masked, d)) for d in self._densities]
         different = [run for place, run in enumerate(runs) if run not in runs[:place]]
         return [replace(run, seed=seed) for run in different for seed in self.seeds]
 
@@ -83,6 +85,12 @@ class SparseTraining(Training):
             if getattr(self, name) is not None and not set(takers) & set(sparse):
                 option = f"--{name.replace('_', '-')}"
                 raise LabError(f"{option}: is for --method {' or '.join(takers)}, not {', '.join(self.methods)}")
+        without = [name for name in sparse if "pattern" not in _defaults(METHODS[name])]
+        if self.pattern is not None and without:
+            raise LabError(f"--pattern: is not for {without[0]}, which ranks the weights of all layers together")
+        still = [name for name in sparse if not issubclass(METHODS[name], Moves)]
+        if getattr(self.pattern, "ablate", 0) and still:
+            raise LabError(f"--pattern {self.pattern}: is not for {still[0]}, which moves no connections; give fan-in")
         for name in ("densities", "equal_arithmetic", "small_dense"):
             if getattr(self, name) and not sparse:
                 option = "--density" if name == "densities" else f"--{name.replace('_', '-')}"
@@ -104,6 +112,8 @@ class SparseTraining(Training):
                 asked[earlier] = round(defaults[earlier] * self.until / defaults["until"], 6)
         if "harden_at" in defaults:
             asked.setdefault("harden_at", 0.8)
+        if kind is GraNet:
+            asked["initial_density"] = max(defaults["initial_density"], density)
         try:
             method: Pruning = kind(density=density, **asked)
         except ValueError as error:
@@ -116,27 +126,25 @@ def _defaults(kind: type) -> dict[str, Any]:
     return {f.name: f.default for f in fields(kind) if f.name != "anneal" or issubclass(kind, Moves)}
 
 
-def _builder(base: RunConfig, data: Dataset) -> Callable[[float], nn.Module]:
-    """Width -> model."""
-    build = partial(models.build, base.model, input_shape=data.input_shape, classes=data.classes, seed=0)
-    return lambda width: build(width=width)
-
-
-def _try(method: Pruning, masked: dict[str, nn.Parameter]) -> None:
+def _try(method: Pruning, masked: Mapping[str, nn.Parameter]) -> None:
     """Raise LabError if the method's budget and pattern cannot be had with these parameters."""
-    if isinstance(method, ContinuousSparsification):
-        return
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the run itself will say it
-            checked_counts(masked, method.budget, method.density, method.pattern)
+            warnings.simplefilter("ignore")  # the run itself says it
+            planned_counts(method, masked)
     except ValueError as error:
         raise LabError(f"{error} (here: --unmasked NAME,...)" if "select=" in str(error) else str(error)) from None
 
 
-def _narrow(base: RunConfig, data: Dataset, masked: dict[str, nn.Parameter], density: float) -> float:
+def _narrow(make: Workshop, masked: Mapping[str, nn.Parameter], density: float) -> float:
     """The width at which the dense net has as many parameters as the sparse one."""
-    build = _builder(base, data)
+
+    config, data = make.config, make.data
+    build = partial(models.build, config.model, input_shape=data.input_shape, classes=data.classes, seed=0)
     dropped = sum(p.numel() - round(density * p.numel()) for p in masked.values())
-    parameters = sum(p.numel() for p in build(base.width).parameters())
-    return models.width_for(build, parameters - dropped)
+    try:
+        return models.width_for(
+            lambda width: build(width=width), sum(p.numel() for p in make.model().parameters()) - dropped
+        )
+    except ValueError as error:
+        raise LabError(f"--small-dense: {error}") from None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import nn
@@ -50,6 +51,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mobilenet_v1": mobilenet_v1,
 }
 
+WIDTH_STEP = 1e-4
 _UNMASKED = {
     "wrn_22_2": ("conv1.weight",),
     "resnet20": ("stage2.0.shortcut.weight", "stage3.0.shortcut.weight", "fc.weight"),
@@ -107,20 +109,27 @@ def width_for(model: Callable[[float], nn.Module], parameters: int) -> float:
         parameters: wanted in all.
 
     Raises:
-        ValueError: the network does not grow with its width.
+        ValueError: the network is larger at its narrowest, or does not grow with its width.
     """
 
-    def size(width: float) -> int:
+    @cache
+    def size(steps: int) -> int:
         with torch.device("meta"):
-            return sum(p.numel() for p in model(width).parameters())
+            return sum(p.numel() for p in model(steps * WIDTH_STEP).parameters())
 
-    low, high = 0.0, 1.0
+    low, high = 1, round(1 / WIDTH_STEP)
+    if size(low) > parameters:
+        raise ValueError(
+            f"width_for: even at its narrowest the network has {size(low):,} parameters, not {parameters:,}"
+        )
     while size(high) < parameters:
         low, high = high, 2 * high
-        if high > 2**10:
-            raise ValueError(f"width_for: at width {high:g} the network still has only {size(high):,} parameters")
-    for _ in range(24):
-        middle = (low + high) / 2
+        if high * WIDTH_STEP > 1000:
+            raise ValueError(
+                f"width_for: even {low * WIDTH_STEP:g} times as wide the network has {size(low):,} parameters"
+            )
+    while high - low > 1:
+        middle = (low + high) // 2
         low, high = (middle, high) if size(middle) < parameters else (low, middle)
     nearest = low if parameters - size(low) < size(high) - parameters else high
-    return round(nearest, 4)
+    return round(nearest * WIDTH_STEP, 4)

@@ -60,7 +60,7 @@ def reading(tasks: Sequence[Task]) -> str:
     if any(task.swept for task in tasks):
         text += "; every s₀: with those of all initial scores tried"
     if any(row.trained for task in tasks for row in task.rows):
-        text += ". Arithmetic: multiply-adds of the training, in epochs of the dense net"
+        text += ". Arithmetic: multiply-adds of the training, in epochs of the dense net at full width"
     return f"{text}."
 
 

@@ -71,7 +71,7 @@ def write_report(
     if figure is not None:
         tasks = [task for task in summary.tasks if task.tickets]
         if not tasks:
-            raise LabError(f"{figure}: there is no ticket to draw yet; finish a search first")
+            raise LabError(f"{figure}: there is no sparse network to draw yet; finish a run first")
         _write(figure, figures.picture(tasks), "--figure")
     return Written(html=html, csv=table, summary=summary)
 

@@ -86,12 +86,12 @@ def find_runs(folders: Iterable[Path]) -> list[Path]:
     found: dict[Path, Path] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise LabError(f"{folder}: no such folder; give a folder that `tombola search --out` wrote")
+            raise LabError(f"{folder}: no such folder; give a folder that `tombola search` or `tombola train` wrote")
         below = [config.parent for config in sorted(folder.rglob(CONFIG))]
         if not below:
             raise LabError(
                 f"{folder}: no {CONFIG} in it or below it, so no run to report; give a folder that "
-                "`tombola search --out` wrote"
+                "`tombola search` or `tombola train` wrote"
             )
         found.update({path.resolve(): path for path in below})
     return sorted(found.values())
@@ -127,7 +127,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    mend = f"delete {path.parent} and run the same search again"
+    mend = f"delete {path.parent} and run the same command again"
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -145,7 +145,7 @@ def _finished(folder: Path) -> bool:
     expected = _field(_object(done), "metrics_sha256", str, str(done))
     if not metrics.is_file() or hashlib.sha256(metrics.read_bytes()).hexdigest() != expected:
         raise LabError(
-            f"{metrics}: was changed after the run was finished; delete {folder} and run the same search again"
+            f"{metrics}: was changed after the run was finished; delete {folder} and run the same command again"
         )
     return True
 
@@ -182,7 +182,7 @@ def _records(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
             record = None
         if not isinstance(record, dict):
             raise LabError(
-                f"{path}:{number}: not a JSON record; run the same search again to continue this run, "
+                f"{path}:{number}: not a JSON record; run the same command again to continue this run, "
                 "or delete its folder to start it over"
             )
         yield f"{path}:{number}", record

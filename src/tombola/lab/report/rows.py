@@ -109,8 +109,10 @@ class Task:
 
     @property
     def dense(self) -> Row | None:
-        """The plainly trained dense net."""
-        return next((row for row in self.rows if row.dense and not row.setting), None)
+        """The plainly trained dense net; if there are several, that with the most arithmetic or epochs."""
+        plain = [row for row in self.rows if row.dense and not row.setting]
+        others = [row for row in self.rows if row.dense and not row.setting.startswith("equal epochs")]
+        return max(plain or others, key=lambda row: (row.arithmetic or row.epochs).mean, default=None)
 
     @property
     def tickets(self) -> tuple[Row, ...]:
@@ -125,8 +127,8 @@ class Task:
 
     @property
     def trained(self) -> bool:
-        """Whether all sparse nets were trained in one go, so that there is no search."""
-        return all(row.trained for row in self.tickets)
+        """Whether there are sparse nets, and all were trained in one go, so that there is no search."""
+        return bool(self.tickets) and all(row.trained for row in self.tickets)
 
     @property
     def noun(self) -> str:

@@ -14,6 +14,7 @@ from torch import nn
 
 from tombola.attach import Attachment, attach
 from tombola.describe import describe, versions
+from tombola.lab.arithmetic import planned_counts
 from tombola.lab.config import Dense
 from tombola.lab.errors import LabError
 from tombola.lab.runs.records import epoch_record, epoch_text, result_record
@@ -81,17 +82,23 @@ class Run:
             sizes = {name: parameter.numel() for name, parameter in masked.items()}
             self._result(stage, sizes, sizes, arithmetic=self.make.arithmetic(model))
             return
-        steps, seed = config.epochs * self.steps, derive(config.seed, "masks")
-        with self._python_warnings(), self._fitting():
-            run = attach(
-                model, optimizer, config.training_method, steps=steps, select=list(masked), steps_per_epoch=self.steps,
-                seed=seed,
-            )  # fmt: skip
-        self._train(stage, model, optimizer, run, saved, lambda: {"attachment": run.state_dict()})
+        method, steps = config.training_method, config.epochs * self.steps
+        with self._fitting(), self._python_warnings(silent=saved is not None):
+            planned_counts(method, masked)
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message="budget: "
+            )  # that was said just now, or before the run was stopped
+            with self._fitting():
+                run = attach(
+                    model, optimizer, method, steps=steps, select=list(masked), steps_per_epoch=self.steps,
+                    seed=derive(config.seed, "masks"),
+                )  # fmt: skip
+            self._train(stage, model, optimizer, run, saved, lambda: {"attachment": run.state_dict()})
         masks = run.masks
         run.detach()
         provenance = {
-            "method": describe(config.training_method), "seed": config.seed, "steps": steps, "density": masks.density,
+            "method": describe(method), "seed": config.seed, "steps": steps, "density": masks.density,
             "trained": True, "versions": versions(), **self._about,
         }  # fmt: skip
         Ticket(masks, model_tensors(model), provenance).save(self.folder.ticket_path(0))
@@ -267,11 +274,11 @@ class Run:
         self.emit({"event": "result", **record})
 
     @contextmanager
-    def _python_warnings(self) -> Iterator[None]:
-        """Turn what the library warns of into records and events."""
+    def _python_warnings(self, *, silent: bool = False) -> Iterator[None]:
+        """Turn what the library warns of into records and events, or into nothing if ``silent``."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             yield
-        for warning in caught:
+        for warning in () if silent else caught:
             self.folder.record({"kind": "warning", "text": str(warning.message)})
             self.emit({"event": "warning", "text": str(warning.message)})

@@ -47,25 +47,32 @@ class Workshop:
         """Name -> parameter of what carries a mask in ``model``.
 
         Raises:
-            LabError: the config leaves a parameter unmasked that is not there.
+            LabError: the config leaves a parameter unmasked that is not there, or leaves none to be masked.
         """
         names = dict(model.named_parameters())
         for name in self.config.unmasked:
             if name not in names:
                 raise LabError(f"unmasked: {self.config.model} has no parameter {name!r}; it has {', '.join(names)}")
-        return dict(maskable(model, lambda name, parameter: name not in self.config.unmasked))
+        try:
+            return dict(maskable(model, lambda name, parameter: name not in self.config.unmasked))
+        except ValueError as error:
+            raise LabError(f"model {self.config.model!r}: {error}") from error
 
-    def arithmetic(self, model: nn.Module) -> float:
-        """What training ``model`` takes in multiply-adds, in epochs of the dense net that is as wide as designed."""
-        config, epochs = self.config, float(self.config.total_epochs)
-        counted = full = count(model, self.data)
+    def arithmetic(self, model: nn.Module) -> float | None:
+        """What training ``model`` takes in multiply-adds, in epochs of the dense net of full width; None if a masked
+        layer cannot be counted."""
+        config, masked = self.config, self.maskable(model)
+        epochs, steps = config.total_epochs, config.total_epochs * self.data.steps(config.batch_size)
+        counted = full = count(model, self.data, masked)
+        if config.width != 1:
+            full = count(replace(self, config=replace(config, width=1.0)).model(), self.data, masked)
+        if counted is None or full is None:
+            return None
+        cost = 1.0
         if not isinstance(config.method, Dense):
             assert not isinstance(config.method, IMP | StochasticSparsification)
-            steps = config.total_epochs * self.data.steps(config.batch_size)
-            epochs *= training_cost(config.method, counted, self.maskable(model), steps=steps)
-        if config.width != 1:
-            full = count(replace(self, config=replace(config, width=1.0)).model(), self.data)
-        return epochs * counted.dense / full.dense
+            cost = training_cost(config.method, counted, masked, steps=steps)
+        return epochs * cost * counted.dense / full.dense
 
     @torch.no_grad()
     def check(self) -> None:

@@ -1,6 +1,7 @@
 """Sparse training methods side by side: accuracy at equal density, at equal epochs and at equal training arithmetic.
 
-    python benchmarks/dst_accuracy.py [--data digits cifar10] [--data-dir DIR] [--seeds 0 1 2] [--jobs 2] [--write]
+    python benchmarks/dst_accuracy.py [--data digits cifar10] [--data-dir DIR] [--seeds 0 1 2] [--jobs 2] [--write NAME]
+    python benchmarks/dst_accuracy.py --data cifar10 --rows static RigL --densities 0.1 0.05 --seeds 0 1 2 3 4 5
 
 Digits: LeNet-300-100 on the 1,797 digits of scikit-learn. CIFAR-10: a subset small enough for two cores, the first
 5,000 training images and the whole test set, halved to 16×16 pixels, with a small convolutional net. Its weights begin
@@ -17,7 +18,9 @@ from __future__ import annotations
 
 import argparse
 import platform
+import shlex
 import statistics
+import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -35,7 +38,6 @@ from tombola.lab.data import Data, digits
 from tombola.lab.models import lenet_300_100, width_for
 from tombola.lab.models.initial import he
 
-DENSITIES = (0.2, 0.1, 0.05, 0.02)
 SCORE_OPTIMIZER = partial(torch.optim.SGD, lr=1.0, momentum=0.9)
 IMAGES = 5_000
 
@@ -126,8 +128,8 @@ def sparse_share(case: Case, data: Data, density: float) -> float:
     return sum(layer.dense * counts[n] / layer.weights for n, layer in counted.layers.items()) / counted.dense
 
 
-def run(task: Task, folder: str) -> tuple[Task, float, float]:
-    """(task, test accuracy in %, training arithmetic relative to dense at equal epochs)."""
+def run(task: Task, folder: str) -> tuple[Task, float, float, float]:
+    """(task, test accuracy in %, training arithmetic relative to dense at equal epochs, dead outputs in %)."""
     torch.set_num_threads(1)
     case, data = CASES[task.case], data_of(task.case, folder)
     share = sparse_share(case, data, task.density)
@@ -156,7 +158,10 @@ def run(task: Task, folder: str) -> tuple[Task, float, float]:
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
+    dead = 0.0
     if attached is not None:
+        alive = torch.cat([mask.flatten(1).any(1) for mask in attached.masks.values()])
+        dead = 100 * (1 - float(alive.float().mean()))
         assert abs(attached.density - task.density) < 1e-3, (task, attached.density)
         attached.detach()
     model.eval()
@@ -167,7 +172,7 @@ def run(task: Task, folder: str) -> tuple[Task, float, float]:
     if task.row == "narrow dense":
         narrow_count = flops.count(model, example).total
         cost["narrow dense"] = narrow_count / flops.count(case.width(1.0), example).total
-    return task, 100 * right / total, cost.get(task.row, epochs / case.epochs)
+    return task, 100 * right / total, cost.get(task.row, epochs / case.epochs), dead
 
 
 ROWS = ("static", "SET", "RigL", "RigL, 2× epochs", "GMP", "CS", "narrow dense", "dense, equal arithmetic")
@@ -182,42 +187,52 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=["digits", "cifar10"], choices=list(CASES))
     parser.add_argument("--data-dir", default="data/cifar-10-batches-py")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--densities", nargs="+", type=float, default=[0.2, 0.1, 0.05, 0.02])
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--write", action="store_true", help="also write benchmarks/results/dst_accuracy.md")
+    parser.add_argument("--write", metavar="NAME", help="also write benchmarks/results/NAME.md")
     given = parser.parse_args()
     lines = [f"torch {torch.__version__}, {platform.machine()}; seeds {', '.join(map(str, given.seeds))}", ""]
     for name in given.data:
         case = CASES[name]
         tasks = [Task(name, "dense", 1.0, seed) for seed in given.seeds]
-        tasks += [Task(name, row, d, seed) for seed in given.seeds for d in DENSITIES for row in ROWS]
+        tasks += [Task(name, row, d, seed) for seed in given.seeds for d in given.densities for row in given.rows]
         accuracies: dict[tuple[str, float], list[float]] = {}
         costs: dict[tuple[str, float], list[float]] = {}
+        dead: dict[tuple[str, float], list[float]] = {}
         with ProcessPoolExecutor(given.jobs) as pool:
-            for task, accuracy, cost in pool.map(partial(run, folder=given.data_dir), tasks):
+            for task, accuracy, cost, gone in pool.map(partial(run, folder=given.data_dir), tasks):
                 print(task, f"{accuracy:.2f} %, arithmetic {cost:.3f}", flush=True)
                 accuracies.setdefault((task.row, task.density), []).append(accuracy)
                 costs.setdefault((task.row, task.density), []).append(cost)
+                dead.setdefault((task.row, task.density), []).append(gone)
         weights = sum(p.numel() for p in tombola.maskable(case.width(1.0)).values())
         lines += [f"## {name}: {weights:,} weights, {case.epochs} epochs, batch {case.batch}, ΔT {case.every}", ""]
         lines += [
-            f"Dense: {shown(accuracies['dense', 1.0])} %. Test accuracy in %, training arithmetic in brackets.",
+            f"Dense: {shown(accuracies['dense', 1.0])} %. Test accuracy in %; in brackets arithmetic of training and "
+            "outputs (channels, neurons) without a connection in %.",
             "",
         ]
-        lines += ["| method | " + " | ".join(f"{100 * d:g} %" for d in DENSITIES) + " |", "|---" * 5 + "|"]
-        for row in ROWS:
-            cells = [f"{shown(accuracies[row, d])} ({statistics.mean(costs[row, d]):.2f})" for d in DENSITIES]
+        heads = [f"{100 * d:g} %" for d in given.densities]
+        lines += ["| method | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+        for row in given.rows:
+            cells = []
+            for d in given.densities:
+                cost, gone = statistics.mean(costs[row, d]), statistics.mean(dead[row, d])
+                cells.append(f"{shown(accuracies[row, d])} ({cost:.2f}; {gone:.0f})")
             lines.append(f"| {row} | " + " | ".join(cells) + " |")
         cells = []
-        for d in DENSITIES:
+        for d in given.densities if {"static", "RigL"} <= set(given.rows) else ():
             gains = [r - s for r, s in zip(accuracies["RigL", d], accuracies["static", d], strict=True)]
             error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else 0.0
             cells.append(f"{statistics.mean(gains):+.2f} ± {error:.2f}")
-        lines.append("| RigL − static, by seed (± standard error) | " + " | ".join(cells) + " |")
+        if cells:
+            lines.append("| RigL − static, by seed (± standard error) | " + " | ".join(cells) + " |")
         lines.append("")
         print("\n".join(lines), flush=True)
     if given.write:
-        command = f"`python benchmarks/dst_accuracy.py --data {' '.join(given.data)} --write`"
-        path = Path(__file__).parent / "results" / "dst_accuracy.md"
+        path = Path(__file__).parent / "results" / f"{given.write}.md"
+        command = f"`python benchmarks/dst_accuracy.py {shlex.join(sys.argv[1:])}`"
         path.parent.mkdir(exist_ok=True)
         path.write_text("\n".join(["# Sparse training methods side by side", "", command, "", *lines]))
 

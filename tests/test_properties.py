@@ -215,6 +215,7 @@ def test_one_compilation_while_masks_change(entry: Entry, backend: str) -> None:
 @pytest.mark.slow
 @every_method
 @pytest.mark.skipif(shutil.which("c++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # what inductor imports uses it
 def test_inductor_computes_the_same(entry: Entry) -> None:
     torch._dynamo.reset()
     plain = world(entry, "adam", MLP, STEPS)

@@ -431,7 +431,7 @@ def test_labels_stay_apart_and_inside() -> None:
 def test_trainings_are_told_as_what_they_are(tmp_path: Path) -> None:
     written = write_report([trainings(tmp_path)], commands=["tombola train"])
     (task,) = written.summary.tasks
-    assert task.trained
+    assert not task.searched
     names = [row.name.replace("\N{NO-BREAK SPACE}", " ") for row in task.rows]
     assert names == [
         "Dense", "Dense 2 epochs", "GMP density = 0.1", "GMP density = 0.05", "RigL density = 0.1",
@@ -466,6 +466,15 @@ def test_a_dense_net_is_found_under_any_name(tmp_path: Path) -> None:
     assert [row.good for row in task.tickets] == [False]
 
 
+def test_dense_training_alone_is_neither(tmp_path: Path) -> None:
+    write(tmp_path / "d", config({"kind": "dense"}, 0), [result("dense", "", 0, 1.0, 0.9, ticket=None)])
+    page = Page(write_report([tmp_path]).html.read_text(encoding="utf-8"))
+    words = " ".join(page.words.split())
+    assert "Training of conv_digits on digits" in words
+    assert "What is shown is the accuracy after training, for the one seed 0." in words
+    assert re.findall(r"tickets?\b|\bround\b|retrain|search|[Ss]parse net", words) == []
+
+
 def test_how_far_above_static_masks(tmp_path: Path) -> None:
     summary = read_summary([trainings(tmp_path)])
     finding = findings(summary.tasks[0])[-1]
@@ -493,7 +502,7 @@ def test_a_search_and_a_training_share_a_page(tmp_path: Path) -> None:
     study(tmp_path / "a", seeds=(0,))
     trainings(tmp_path / "b", seeds=(0,))
     (task,) = read_summary([tmp_path / "a", tmp_path / "b"]).tasks
-    assert not task.trained
+    assert task.searched
     assert {row.trained for row in task.tickets} == {True, False}
     written = write_report([tmp_path / "a", tmp_path / "b"], tmp_path / "both.html")
     page = Page(written.html.read_text(encoding="utf-8"))

@@ -28,7 +28,7 @@ def result_columns(tasks: Sequence[Task]) -> list[Column]:
         Column("≥ dense", lambda row: "✓" if row.good else "", lambda row: 1 if row.good else None),
         Column("epochs", lambda row: f"{row.epochs.mean:,.6g}", lambda row: row.epochs.mean),
     ]
-    if all(task.trained for task in tasks):
+    if not any(task.searched for task in tasks):
         del columns[0]
     if any(row.trained for task in tasks for row in task.rows):
         columns.append(Column("arithmetic", _arithmetic, lambda row: row.arithmetic.mean if row.arithmetic else None))
@@ -53,9 +53,8 @@ def accuracy(found: Stat | None) -> str:
 
 def reading(tasks: Sequence[Task]) -> str:
     """How to read accuracy, epochs and what else the columns of `tasks` need words for."""
-    searched = not all(task.trained for task in tasks)
     text = "Accuracy: on the test set, in %, mean ± sd over seeds"
-    if searched:
+    if any(task.searched for task in tasks):
         text += ", of tickets after retraining. Epochs: of the search up to that round and of the retraining"
     if any(task.swept for task in tasks):
         text += "; every s₀: with those of all initial scores tried"

@@ -198,9 +198,9 @@ def account(summary: Summary) -> str:
         alike.setdefault(_work(task), []).append(task)
     sentences = [f"{_models(tasks)}: {work}." for work, tasks in alike.items()]
     seeds = sorted({seed for task in summary.tasks for seed in task.seeds})
-    end = "Every ticket was trained again from its rewound weights, and what is shown is the accuracy after that"
-    if all(task.trained for task in summary.tasks):
-        end = "Every sparse network was trained in one go, and what is shown is its accuracy then"
+    end = "What is shown is the accuracy after training"
+    if any(task.searched for task in summary.tasks):
+        end = "Every ticket was trained again from its rewound weights, and what is shown is the accuracy after that"
     if len(seeds) > 1:
         end += f", as mean ± standard deviation over the {len(seeds)} seeds {listing(seeds)}"
     elif seeds:

@@ -119,7 +119,8 @@ def _title(summary: Summary) -> str:
     if not summary.tasks:
         return "No result yet"
     models = listing(dict.fromkeys(task.model for task in summary.tasks))
-    what = "Sparse training of" if all(task.trained for task in summary.tasks) else "Winning tickets in"
+    sparse = "Sparse training of" if any(task.tickets for task in summary.tasks) else "Training of"
+    what = "Winning tickets in" if any(task.searched for task in summary.tasks) else sparse
     return f"{what} {models} on {listing(dict.fromkeys(task.data for task in summary.tasks))}"
 
 
@@ -131,7 +132,7 @@ def _unfinished(summary: Summary) -> str:
 
 def _task(task: Task, number: int) -> dict[str, Any]:
     drawn = bool(task.tickets)
-    spent = figures.ARITHMETIC if task.trained else figures.EPOCHS
+    spent = figures.EPOCHS if task.searched else figures.ARITHMETIC
     return {
         "data": task.data,
         "model": task.model,
@@ -141,7 +142,7 @@ def _task(task: Task, number: int) -> dict[str, Any]:
         "by_epochs": Markup(figures.svg(task, spent, f"e{number}")) if drawn else "",
         "several": len(task.seeds) > 1,
         "swept": task.swept,
-        "trained": task.trained,
+        "searched": task.searched,
         "noun": task.noun,
         "layers": _layers(task),
         "trust": trust(task),
@@ -196,7 +197,7 @@ def _table(summary: Summary) -> dict[str, Any]:
         "methods": methods,
         "reading": reading(tasks),
         "controlled": bool(controls),
-        "noun": "A sparse network" if all(task.trained for task in tasks) else "A ticket",
+        "noun": "A ticket" if any(task.searched for task in tasks) else "A sparse network",
     }
 
 

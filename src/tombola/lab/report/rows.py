@@ -126,14 +126,14 @@ class Task:
         return tuple(sorted(named, key=lambda control: ([*CONTROLS, control].index(control), control)))
 
     @property
-    def trained(self) -> bool:
-        """Whether there are sparse nets, and all were trained in one go, so that there is no search."""
-        return bool(self.tickets) and all(row.trained for row in self.tickets)
+    def searched(self) -> bool:
+        """Whether some ticket was searched, round by round."""
+        return any(not row.trained for row in self.tickets)
 
     @property
     def noun(self) -> str:
         """What a sparse net is called: a ticket if it was searched."""
-        return "network" if self.trained else "ticket"
+        return "ticket" if self.searched else "network"
 
     @property
     def swept(self) -> bool:

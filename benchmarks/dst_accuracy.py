@@ -38,7 +38,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import tombola
-from tombola import SET, ContinuousSparsification, GradualMagnitude, RigL, Static, erk, flops
+from tombola import SET, ContinuousSparsification, GradualMagnitude, RigL, Static, flops
+from tombola.lab.arithmetic import training_cost
 from tombola.lab.cifar import read
 from tombola.lab.data import Data, digits
 from tombola.lab.models import lenet_300_100, width_for
@@ -126,20 +127,16 @@ def narrow(case: Case, density: float) -> float:
     return width_for(case.width, sum(p.numel() for p in model.parameters()) - round((1 - density) * weights))
 
 
-def sparse_share(case: Case, data: Data, density: float) -> float:
-    """Multiply-adds of the net with ERK layers, relative to dense."""
-    model = case.width(1.0)
-    counted = flops.count(model, torch.zeros(1, *data.input_shape))
-    counts = erk({n: p.shape for n, p in tombola.maskable(model).items()}, density)
-    return sum(layer.dense * counts[n] / layer.weights for n, layer in counted.layers.items()) / counted.dense
-
-
 def run(task: Task, folder: str) -> tuple[Task, float, float, float]:
     """(task, test accuracy in %, training arithmetic relative to dense at equal epochs, dead outputs in %)."""
     torch.set_num_threads(1)
     case, data = CASES[task.case], data_of(task.case, folder)
-    share = sparse_share(case, data, task.density)
-    rigl = flops.rigl_cost(share, 1.0, every=case.every) / flops.static_cost(1.0)
+    full = case.width(1.0)
+    whole, masked = flops.count(full, torch.zeros(1, *data.input_shape)), tombola.maskable(full)
+    share, rigl = (
+        training_cost(method, whole, masked, steps=1)
+        for method in (Static(density=task.density), RigL(density=task.density, every=case.every))
+    )
     width = narrow(case, task.density) if task.row == "narrow dense" else 1.0
     factor = {"RigL, 2× epochs": 2.0, "dense, equal arithmetic": rigl}.get(task.row, 1.0)
     epochs = max(1, round(case.epochs * factor))
@@ -177,7 +174,7 @@ def run(task: Task, folder: str) -> tuple[Task, float, float, float]:
     cost = {"static": share, "SET": share, "RigL": rigl, "RigL, 2× epochs": 2 * rigl, "GMP": spent, "CS": spent}
     if task.row == "narrow dense":
         narrow_count = flops.count(model, example).total
-        cost["narrow dense"] = narrow_count / flops.count(case.width(1.0), example).total
+        cost["narrow dense"] = narrow_count / whole.total
     return task, 100 * right / total, cost.get(task.row, epochs / case.epochs), dead
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
@@ -71,10 +71,8 @@ def training_cost(method: Pruning, counted: Count, masked: Mapping[str, Tensor],
             for name, layer in counted.layers.items()
         )
 
-    def average(cost_at: Callable[[Moment], float]) -> float:
-        points = range(0, steps, -(-steps // POINTS))
-        moments = [Moment(step=point, steps=steps, steps_per_epoch=None, weights=0) for point in points]
-        return sum(map(cost_at, moments)) / len(moments)
+    points = range(0, steps, -(-steps // POINTS))
+    moments = [Moment(step=point, steps=steps, steps_per_epoch=None, weights=0) for point in points]
 
     match method:
         case RigL(every=every):
@@ -82,18 +80,14 @@ def training_cost(method: Pruning, counted: Count, masked: Mapping[str, Tensor],
         case SNFS():
             cost = flops.snfs_cost(forward(), full)
         case GradualMagnitude(begin=begin):
-            cost = average(
-                lambda moment: flops.static_cost(
-                    full if moment.step < begin * steps else forward(method.density_at(moment))
-                )
-            )
+            thinning = [full if m.step < begin * steps else forward(method.density_at(m)) for m in moments]
+            cost = flops.average_cost(thinning.__getitem__, steps=len(moments))
         case GraNet(every=every, until=until):
-
-            def at(moment: Moment) -> float:
-                sparse, moves = forward(method.density_at(moment)), moment.step < until * steps
-                return flops.static_cost(sparse) + ((full - sparse) / every if moves else 0.0)
-
-            cost = average(at)
+            thinning = [forward(method.density_at(m)) for m in moments]
+            gradients = sum(
+                full - sparse for sparse, m in zip(thinning, moments, strict=True) if m.step < until * steps
+            )
+            cost = flops.average_cost(thinning.__getitem__, steps=len(moments)) + gradients / every / len(moments)
         case ContinuousSparsification(density=float() | int(), harden_at=float() | int() as share):
             cost = share * flops.static_cost(full) + (1 - share) * flops.static_cost(forward())
         case ContinuousSparsification():

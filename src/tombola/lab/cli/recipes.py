@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from tombola.lab import models
-from tombola.lab.cli.options import Epochs
+from tombola.lab.cli.values import Epochs
 from tombola.lab.config import Dense, RunConfig
 from tombola.lab.data import load
 from tombola.lab.errors import LabError

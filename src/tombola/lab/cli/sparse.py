@@ -138,13 +138,11 @@ def _try(method: Pruning, masked: Mapping[str, nn.Parameter]) -> None:
 
 def _narrow(make: Workshop, masked: Mapping[str, nn.Parameter], density: float) -> float:
     """The width at which the dense net has as many parameters as the sparse one."""
-
     config, data = make.config, make.data
     build = partial(models.build, config.model, input_shape=data.input_shape, classes=data.classes, seed=0)
     dropped = sum(p.numel() - round(density * p.numel()) for p in masked.values())
+    parameters = sum(p.numel() for p in make.model().parameters())
     try:
-        return models.width_for(
-            lambda width: build(width=width), sum(p.numel() for p in make.model().parameters()) - dropped
-        )
+        return models.width_for(lambda width: build(width=width), parameters - dropped)
     except ValueError as error:
         raise LabError(f"--small-dense: {error}") from None

@@ -86,9 +86,7 @@ class Run:
         with self._fitting(), self._python_warnings(silent=saved is not None):
             planned_counts(method, masked)
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="budget: "
-            )  # that was said just now, or before the run was stopped
+            warnings.filterwarnings("ignore", message="budget: ")  # said just now, or before the run was stopped
             with self._fitting():
                 run = attach(
                     model, optimizer, method, steps=steps, select=list(masked), steps_per_epoch=self.steps,

@@ -1,6 +1,6 @@
 """tombola: winning tickets, supermasks and sparse training for any PyTorch model and training loop."""
 
-from tombola import flops, patterns
+from tombola import flops, patterns, sparse
 from tombola.attach import Attachment, attach
 from tombola.budgets import erdos_renyi, erk, global_, uniform
 from tombola.masks import Masks
@@ -45,5 +45,6 @@ __all__ = [
     "global_",
     "maskable",
     "patterns",
+    "sparse",
     "uniform",
 ]

@@ -1,0 +1,7 @@
+"""Really sparse networks: layers whose memory and arithmetic, in training and inference, follow their non-zeros."""
+
+from tombola.sparse.conv import SparseConv1d, SparseConv2d
+from tombola.sparse.layer import SparseLayer
+from tombola.sparse.linear import SparseLinear
+
+__all__ = ["SparseConv1d", "SparseConv2d", "SparseLayer", "SparseLinear"]

@@ -1,0 +1,128 @@
+"""Convolutions that keep their non-zeros alone."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from tombola.sparse.geometry import Geometry, Pair
+from tombola.sparse.layer import SparseLayer
+from tombola.sparse.layout import inside, outside
+
+Size = int | tuple[int, ...]
+
+
+class _SparseConvolution(SparseLayer):
+    """In one or two dimensions; the former is the latter in images of one row."""
+
+    dense: ClassVar[type[nn.Conv1d | nn.Conv2d]]
+    _form: ClassVar[str]  # of the input
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        density: float | None = None,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(f"{in_channels} and {out_channels} channels cannot be shared out among {groups} groups")
+        kernel, strides, paddings, dilations = (self._all(size) for size in (kernel_size, stride, padding, dilation))
+        pairs = _pair(kernel, 1), _pair(strides, 1), _pair(paddings, 0), _pair(dilations, 1)
+        geometry = Geometry(in_channels, out_channels, *pairs, groups)
+        shape = (out_channels, in_channels // groups, *kernel)
+        super().__init__(geometry, shape, bias=bias, density=density, mask=mask, generator=generator)
+
+    @classmethod
+    def _all(cls, size: Size) -> tuple[int, ...]:
+        dimensions = len(cls._form.split(", ")) - 2
+        sizes = (size,) * dimensions if isinstance(size, int) else tuple(size)
+        if len(sizes) != dimensions:
+            raise ValueError(f"{cls.__name__}: {size} is not one size or {dimensions}")
+        return sizes
+
+    @classmethod
+    def from_dense(cls, layer: Any, mask: Tensor | None = None) -> Self:
+        """The same layer with the weights under ``mask`` alone; None: with those that are not zero.
+
+        Raises:
+            ValueError: it pads with something else than zeros, or differently on the two sides.
+        """
+        mask = layer.weight.detach() != 0 if mask is None else mask
+        size = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, _padding(layer), layer.dilation)
+        sparse = cls(*size, layer.groups, layer.bias is not None, mask=mask)
+        sparse.take_parameters(layer)
+        return sparse
+
+    def to_dense(self) -> Any:
+        """The same layer with zeros for the missing weights."""
+        g = self.geometry
+        kernel, *rest = (pair[2 - len(self.shape[2:]) :] for pair in (g.kernel, g.stride, g.padding, g.dilation))
+        dense: Any = self.dense
+        layer = dense(g.inputs, g.outputs, kernel, *rest, g.groups, self.bias is not None)
+        self.give_parameters(layer)
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        dimensions = len(self.shape)
+        x = self._checked(x, x.shape[1] if x.ndim == dimensions else 0, f"({self._form})")
+        turned = inside(x)
+        result = self._multiply(turned if dimensions == 4 else turned.unsqueeze(1))
+        return outside(result if dimensions == 4 else result.squeeze(1))
+
+
+class SparseConv2d(_SparseConvolution):
+    """``nn.Conv2d`` (zero padding) whose memory and arithmetic, in training and inference, follow its non-zeros.
+
+    The arguments are those of ``nn.Conv2d``, with numbers for the padding, and:
+
+    Args:
+        density: share of the weights that are there, at random places; exactly ``round(density · weights)``.
+        mask: instead, bool, of the dense weight's shape: which weights are there.
+        generator: draws places and values.
+
+    Input: (N, C, H, W), float32 on the CPU. Output: (N, O, H', W'), with the batch innermost in memory; an input that
+    lies so already, as from another sparse layer, is not copied.
+
+    Raises:
+        ValueError: density out of range, a mask that does not fit, or more non-zeros than 32 bits can count.
+    """
+
+    dense, _form = nn.Conv2d, "N, C, H, W"
+
+
+class SparseConv1d(_SparseConvolution):
+    """``nn.Conv1d`` (zero padding) whose memory and arithmetic follow its non-zeros. As :class:`SparseConv2d`.
+
+    Input: (N, C, L), float32 on the CPU. Output: (N, O, L').
+    """
+
+    dense, _form = nn.Conv1d, "N, C, L"
+
+
+def _pair(sizes: tuple[int, ...], missing: int) -> Pair:
+    return (missing, sizes[0]) if len(sizes) == 1 else (sizes[0], sizes[1])
+
+
+def _padding(layer: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
+    if layer.padding_mode != "zeros":
+        raise ValueError(f"a sparse convolution pads with zeros, not with {layer.padding_mode!r}")
+    if layer.padding == "valid":
+        return (0,) * len(layer.kernel_size)
+    if layer.padding == "same":
+        both = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        if any(sides % 2 for sides in both):
+            raise ValueError("padding='same' with an even kernel pads one side more, which a sparse convolution cannot")
+        return tuple(sides // 2 for sides in both)
+    return tuple(layer.padding)  # type: ignore[arg-type]

@@ -1,0 +1,156 @@
+"""Where the taps of a convolution meet its input: the pieces that a kernel walks, and each one's range of taps.
+
+Along each axis a coordinate of the result sees a run of taps; the others would read outside and are left out, so no
+padding is ever stored. The gradient by the input is a product of the same kind with the roles exchanged: of an input
+coordinate only those taps are of use that agree with it modulo the stride, so the taps are ranked by their remainder,
+and again each coordinate sees a run of ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pair = tuple[int, int]
+_Table = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The shape of a two-dimensional convolution. ``Geometry(inputs, outputs)`` is a fully connected layer."""
+
+    inputs: int
+    outputs: int
+    kernel: Pair = (1, 1)
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+
+    @property
+    def weights(self) -> int:
+        """Weights of the layer when dense."""
+        return self.outputs * self.taps * self.inputs // self.groups
+
+    @property
+    def taps(self) -> int:
+        """Positions of the kernel."""
+        return self.kernel[0] * self.kernel[1]
+
+    @property
+    def bits(self) -> int:
+        """Low bits of an entry that tell its tap."""
+        return (self.taps - 1).bit_length()
+
+    def result_size(self, height: int, width: int) -> Pair:
+        """Height and width of the output for an input of these."""
+        sizes = zip((height, width), self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        rows, columns = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
+        return rows, columns
+
+    def ranks(self) -> list[int]:
+        """Of each tap its place among the taps when the gradient by the input is taken."""
+        rows, columns = (_ranked(k, s, d) for k, s, d in zip(self.kernel, self.stride, self.dilation, strict=True))
+        return [rows.index(y) * len(columns) + columns.index(x) for y in range(len(rows)) for x in range(len(columns))]
+
+    def plan(self, height: int, width: int, batch: int, *, transposed: bool, piece: int) -> Plan:
+        """How to compute the output, or ``transposed`` the gradient by the input, for an input of this size.
+
+        Args:
+            height: of the input, in pixels.
+            width: of the input, in pixels.
+            batch: floats of one pixel.
+            transposed: for the gradient by the input.
+            piece: the longest piece, in floats.
+        """
+        return _plan(self, height, width, batch, transposed, piece)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Tables of 64-bit integers; offsets and lengths are in floats.
+
+    Attributes:
+        ys: for each row of pixels of the result: offset in the result, in the source, first row of taps, rows.
+        xs: for each piece of a row of pixels: offset in the result, length, offset in the source, first tap of the row
+            of taps, taps.
+        shifts: of each tap, by its rank: how far it shifts the source.
+        source_plane, result_plane: floats of one channel.
+        addresses: of the three tables.
+    """
+
+    ys: _Table
+    xs: _Table
+    shifts: _Table
+    source_plane: int
+    result_plane: int
+    addresses: tuple[int, int, int]
+
+
+def _ranked(taps: int, stride: int, dilation: int) -> list[int]:
+    return sorted(range(taps), key=lambda tap: (tap * dilation % stride, tap))
+
+
+@lru_cache(maxsize=512)
+def _plan(geometry: Geometry, height: int, width: int, batch: int, transposed: bool, piece: int) -> Plan:
+    if geometry.taps == 1 and geometry.stride == (1, 1) and geometry.padding == (0, 0):
+        height, width, batch = 1, 1, height * width * batch  # a product of matrices
+    outer = geometry.result_size(height, width)
+    source, result = (outer, (height, width)) if transposed else ((height, width), outer)
+    axes = zip((height, width), geometry.kernel, geometry.stride, geometry.padding, geometry.dilation, strict=True)
+    (y_runs, y_shifts), (x_runs, x_shifts) = (
+        (_transposed if transposed else _forward)(n, k, s, p, d) for n, k, s, p, d in axes
+    )
+    ys = [(y * result[1] * batch, base * source[1] * batch, first, count) for y, base, first, count in y_runs]
+    xs = []
+    for x, base, first, count, pixels in _merged(x_runs):
+        for done in range(0, pixels * batch, piece):
+            length = min(piece, pixels * batch - done)
+            xs.append((x * batch + done, length, base * batch + done, first, count))
+    shifts = [(y * source[1] + x) * batch for y in y_shifts for x in x_shifts]
+    tables = [np.array(table, dtype=np.int64) for table in (ys, xs, shifts)]
+    addresses = tuple(table.ctypes.data for table in tables)
+    return Plan(*tables, source[0] * source[1] * batch, result[0] * result[1] * batch, addresses)  # type: ignore[call-arg, arg-type]
+
+
+_Run = tuple[int, int, int, int]  # coordinate of the result, source coordinate at shift 0, first rank, ranks
+
+
+def _forward(size: int, taps: int, stride: int, padding: int, dilation: int) -> tuple[list[_Run], list[int]]:
+    shifts = [tap * dilation for tap in range(taps)]
+    count = (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
+    runs = []
+    for place in range(count):
+        base = place * stride - padding
+        inside = [tap for tap, shift in enumerate(shifts) if 0 <= base + shift < size]
+        runs.append((place, base, inside[0] if inside else 0, len(inside)))
+    return runs, shifts
+
+
+def _transposed(size: int, taps: int, stride: int, padding: int, dilation: int) -> tuple[list[_Run], list[int]]:
+    order = _ranked(taps, stride, dilation)
+    shifts = [-(tap * dilation // stride) for tap in order]
+    count = (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
+    runs = []
+    for place in range(size):
+        base, phase = divmod(place + padding, stride)
+        matching = [rank for rank, tap in enumerate(order) if tap * dilation % stride == phase]
+        inside = [rank for rank in matching if 0 <= base + shifts[rank] < count]
+        runs.append((place, base, inside[0] if inside else 0, len(inside)))
+    return runs, shifts
+
+
+def _merged(runs: list[_Run]) -> list[tuple[int, int, int, int, int]]:
+    """Neighbours that see the same taps of neighbouring pixels, as one; with the number of pixels."""
+    merged: list[tuple[int, int, int, int, int]] = []
+    for place, base, first, count in runs:
+        if merged:
+            x, start, *taps, pixels = merged[-1]
+            if taps == [first, count] and base == start + pixels:
+                merged[-1] = (x, start, first, count, pixels + 1)
+                continue
+        merged.append((place, base, first, count, 1))
+    return merged

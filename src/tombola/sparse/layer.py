@@ -1,0 +1,193 @@
+"""What sparse layers have in common: values as a parameter, positions as buffers, and how they are made and changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tombola.sparse.geometry import Geometry
+from tombola.sparse.operators import product
+from tombola.sparse.positions import LIMIT, Positions, check, of_places, positions, random_places, to_places
+
+
+class SparseLayer(nn.Module):
+    """A layer that stores and multiplies its non-zeros alone. A base class; float32 on the CPU.
+
+    Attributes:
+        values: (nnz,), the parameter: any optimiser keeps state for the non-zeros alone.
+        bias: (outputs,), or None.
+        pointers, columns: int32 buffers, where the values stand; they are in the state dict. Beside them are the
+            same positions column by column, which are not.
+    """
+
+    values: nn.Parameter
+    bias: nn.Parameter | None
+    pointers: Tensor
+    columns: Tensor
+    entries: Tensor | None
+    back_pointers: Tensor
+    back_entries: Tensor
+    order: Tensor
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        shape: tuple[int, ...],
+        *,
+        bias: bool,
+        density: float | None,
+        mask: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> None:
+        super().__init__()
+        self.geometry = geometry
+        self.shape = torch.Size(shape)
+        name = type(self).__name__
+        if (geometry.inputs << geometry.bits) > LIMIT or (geometry.outputs << geometry.bits) > LIMIT:
+            raise ValueError(f"{name}: {tuple(shape)} is too large for 32-bit positions")
+        if (density is None) == (mask is None):
+            raise ValueError(f"{name}: pass either density, a share of the weights, or mask, a bool tensor")
+        if mask is not None:
+            if mask.shape != self.shape or mask.dtype is not torch.bool:
+                found = f"{mask.dtype} {tuple(mask.shape)}"
+                raise ValueError(f"{name}: mask must be a bool tensor of shape {shape}, not {found}")
+            places = self._ordered(mask.cpu()).nonzero().squeeze(1)
+        else:
+            assert density is not None
+            if not 0 < density <= 1:
+                raise ValueError(f"{name}: density must be above 0 and at most 1, not {density!r}")
+            count = round(density * geometry.weights)
+            if count > LIMIT:
+                raise ValueError(f"{name}: {count:,} non-zeros are more than 32-bit positions can count ({LIMIT:,})")
+            places = random_places(count, geometry.weights, generator)
+        self.values = nn.Parameter(torch.empty(places.numel()))
+        self.register_parameter("bias", nn.Parameter(torch.empty(geometry.outputs)) if bias else None)
+        self.move(places)
+        self.reset_parameters(generator)
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw values and biases anew, uniform in ±1/√(the inputs that the output really has), as PyTorch's layers."""
+        bound = self.fan_in().clamp(min=1).rsqrt()
+        row_bound = bound.repeat_interleave(self.geometry.taps).repeat_interleave(self.pointers.diff())
+        self.values.uniform_(-1, 1, generator=generator).mul_(row_bound)
+        if self.bias is not None:
+            self.bias.uniform_(-1, 1, generator=generator).mul_(bound)
+
+    # ---- positions
+
+    @property
+    def positions(self) -> Positions:
+        """Where the values stand."""
+        entries = self.columns if self.entries is None else self.entries
+        return Positions(self.pointers, self.columns, entries, self.back_pointers, self.back_entries, self.order)
+
+    @property
+    def places(self) -> Tensor:
+        """(nnz,) int64: the places of the values in the flattened weight, its taps before its input channels."""
+        return to_places(self.pointers, self.columns, self.geometry)
+
+    def move(self, places: Tensor) -> None:
+        """Let the values, as they are, stand at other ``places``: ascending, distinct, as many as there are values."""
+        pointers, columns = of_places(places, self.geometry)
+        self._take(positions(pointers, columns, self.geometry))
+
+    def _take(self, found: Positions) -> None:
+        for name, tensor in found._asdict().items():
+            if name == "entries" and not self.geometry.bits:
+                tensor = None
+            before = getattr(self, name, None)
+            if before is not None and before.shape == tensor.shape:
+                before.copy_(tensor)  # in place: whoever holds the layer's buffers sees the move
+            else:
+                self.register_buffer(name, tensor, persistent=name in ("pointers", "columns"))
+
+    def fan_in(self) -> Tensor:
+        """(outputs,): the non-zeros of each output."""
+        return self.pointers[:: self.geometry.taps].diff().float()
+
+    @property
+    def density(self) -> float:
+        """Non-zeros / weights of the dense layer."""
+        return self.values.numel() / self.geometry.weights
+
+    def mask(self) -> Tensor:
+        """Where there is a value: bool, of the dense layer's shape."""
+        return self._scattered(torch.ones(self.values.numel(), dtype=torch.bool))
+
+    def weight(self) -> Tensor:
+        """A copy of the values in the dense layer's shape."""
+        return self._scattered(self.values.detach())
+
+    @torch.no_grad()
+    def set_weight(self, weight: Tensor) -> None:
+        """Take the values from a weight of the dense layer's shape."""
+        self.values.copy_(self._ordered(weight.detach())[self.places])
+
+    @torch.no_grad()
+    def take_parameters(self, layer: Any) -> None:
+        """Values and bias of a dense layer, with its training mode and what of it is frozen."""
+        self.set_weight(layer.weight)
+        self.values.requires_grad_(layer.weight.requires_grad)
+        if self.bias is not None:
+            self.bias.copy_(layer.bias).requires_grad_(layer.bias.requires_grad)
+        self.train(layer.training)
+
+    @torch.no_grad()
+    def give_parameters(self, layer: Any) -> None:
+        """The inverse."""
+        layer.weight.copy_(self.weight()).requires_grad_(self.values.requires_grad)
+        if self.bias is not None:
+            layer.bias.copy_(self.bias).requires_grad_(self.bias.requires_grad)
+        layer.train(self.training)
+
+    def _scattered(self, values: Tensor) -> Tensor:
+        outputs, channels, *kernel = self.shape
+        flat = values.new_zeros(self.geometry.weights)
+        flat[self.places] = values
+        return flat.view(outputs, *kernel, channels).movedim(-1, 1).contiguous()
+
+    def _ordered(self, weight: Tensor) -> Tensor:
+        return weight.movedim(1, -1).reshape(-1)
+
+    # ---- at work
+
+    def _multiply(self, x: Tensor, relu: bool = False) -> Tensor:
+        """(C, H, W, N) -> (O, H', W', N)."""
+        return product(x, self.values, self.bias, self.positions, self.geometry, relu=relu)
+
+    def _checked(self, x: Tensor, channels: int, dimensions: str) -> Tensor:
+        name = type(self).__name__
+        if x.device.type != "cpu" or self.values.device.type != "cpu":
+            raise RuntimeError(
+                f"{name} runs on the CPU, not on {self.values.device.type}/{x.device.type}, where the dense layer is "
+                "faster; make it dense again with tombola.sparse.to_dense(model)"
+            )
+        if channels != self.geometry.inputs:
+            wanted = f"{dimensions} with {self.geometry.inputs} channels"
+            raise ValueError(f"{name}: the input must be {wanted}, not {tuple(x.shape)}")
+        if torch.is_autocast_enabled("cpu"):
+            x = x.float()
+        if x.dtype is not torch.float32 or self.values.dtype is not torch.float32:
+            raise TypeError(f"{name} computes in float32; it has {self.values.dtype} values and a {x.dtype} input")
+        return x
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        errors: list[str] = rest[-1]
+        pointers, columns = (state_dict.get(prefix + name) for name in ("pointers", "columns"))
+        if isinstance(pointers, Tensor) and isinstance(columns, Tensor):
+            try:
+                check(pointers, columns, self.geometry)
+            except ValueError as error:
+                errors.append(f"{prefix}{error}")
+                return
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        if not errors:
+            self._take(positions(self.pointers, self.columns, self.geometry))
+
+    def extra_repr(self) -> str:
+        """Shape and density."""
+        return f"{tuple(self.shape)}, density={self.density:.4g}, bias={self.bias is not None}"

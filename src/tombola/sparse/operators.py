@@ -1,0 +1,236 @@
+"""The operators of sparse layers and their gradients: ``tombola::sparse_product``, ``…_input_gradient``,
+``…_value_gradient``.
+
+They take and give float32 arrays on the CPU with the batch innermost, ``(channels, height, width, batch)``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tombola.sparse.geometry import Geometry, Pair
+from tombola.sparse.positions import Positions
+
+_Sizes = list[int]  # a Geometry's numbers one after the other
+
+
+def product(
+    x: Tensor, values: Tensor, bias: Tensor | None, positions: Positions, geometry: Geometry, *, relu: bool = False
+) -> Tensor:
+    """The output of a sparse layer.
+
+    Args:
+        x: (C, H, W, N), float32.
+        values: (nnz,), float32.
+        bias: (O,), float32, or None.
+        positions: where the values stand.
+        geometry: the shape of the layer.
+        relu: whether negative outputs become 0.
+
+    Returns:
+        (O, H', W', N).
+    """
+    if torch.compiler.is_compiling():
+        pairs = (geometry.kernel, geometry.stride, geometry.padding, geometry.dilation)
+        sizes = [geometry.inputs, geometry.outputs, *(number for pair in pairs for number in pair)]
+        pointers, _, *structure = positions
+        return sparse_product(x, values, bias, pointers, *structure, sizes, relu)  # type: ignore[no-any-return]
+    # the same without the operator's bookkeeping, which takes longer than a small layer
+    if torch.is_grad_enabled():
+        return _Product.apply(x, values, bias, positions, geometry, relu)  # type: ignore[no-any-return, no-untyped-call]
+    return _forward(x, values, bias, positions.pointers, positions.entries, geometry, relu)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, values: Tensor, bias: Any, positions: Positions, geometry: Geometry, relu: bool
+    ) -> Tensor:
+        output = _forward(x, values, bias, positions.pointers, positions.entries, geometry, relu)
+        ctx.save_for_backward(x, values, output if relu else None)
+        ctx.positions, ctx.geometry = positions, geometry
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        x, values, output = ctx.saved_tensors
+        positions, geometry = ctx.positions, ctx.geometry
+        gradient = _through_relu(gradient, output)
+        by_x = by_values = by_bias = None
+        if ctx.needs_input_grad[0]:
+            back = positions.back_pointers, positions.back_entries, positions.order
+            by_x = _by_input(gradient, values, *back, geometry, x.shape[1], x.shape[2])
+        if ctx.needs_input_grad[1]:
+            by_values = _by_values(gradient, x, positions.pointers, positions.entries, geometry)
+        if ctx.needs_input_grad[2]:
+            by_bias = gradient.sum((1, 2, 3))
+        return by_x, by_values, by_bias, None, None, None
+
+
+def _through_relu(gradient: Tensor, output: Tensor | None) -> Tensor:
+    gradient = gradient.contiguous()
+    return gradient if output is None else torch.ops.aten.threshold_backward(gradient, output, 0)
+
+
+# ---- what the operators do
+
+
+def _forward(
+    x: Tensor, values: Tensor, bias: Tensor | None, pointers: Tensor, entries: Tensor, geometry: Geometry, relu: bool
+) -> Tensor:
+    x, values = x.contiguous(), values.contiguous()
+    _, height, width, batch = x.shape
+    result = x.new_empty(geometry.outputs, *geometry.result_size(height, width), batch)
+    size = (height, width, batch)
+    _run("product", geometry, size, x, result, values, pointers, entries, bias=bias, relu=relu)
+    return result
+
+
+def _by_input(
+    gradient: Tensor,
+    values: Tensor,
+    pointers: Tensor,
+    entries: Tensor,
+    order: Tensor,
+    geometry: Geometry,
+    height: int,
+    width: int,
+) -> Tensor:
+    batch = gradient.shape[3]
+    result = gradient.new_empty(geometry.inputs, height, width, batch)
+    size = (height, width, batch)
+    _run("product_in_order", geometry, size, gradient, result, values.contiguous(), pointers, entries, order=order)
+    return result
+
+
+def _by_values(gradient: Tensor, x: Tensor, pointers: Tensor, entries: Tensor, geometry: Geometry) -> Tensor:
+    x, result = x.contiguous(), x.new_zeros(entries.numel())
+    _, height, width, batch = x.shape
+    _run("gradient", geometry, (height, width, batch), x, gradient, result, pointers, entries)
+    return result
+
+
+def _run(
+    name: str,
+    geometry: Geometry,
+    size: tuple[int, int, int],
+    source: Tensor,
+    result: Tensor,
+    values: Tensor,
+    pointers: Tensor,
+    entries: Tensor,
+    *,
+    order: Tensor | None = None,
+    bias: Tensor | None = None,
+    relu: bool = False,
+) -> None:
+    from tombola.sparse.kernels import PIECE, launch  # imports Numba: not before it is needed
+
+    if not result.numel() or not source.numel():
+        return
+    threads = torch.get_num_threads()
+    plan = geometry.plan(*size, transposed=order is not None, piece=PIECE)
+    rows, ys, xs = result.shape[0] if name != "gradient" else geometry.outputs, len(plan.ys), len(plan.xs)
+    # a weight's gradient is a sum over all pieces; of a product there should be enough chunks to share out
+    parts, pieces_per_chunk = (2 * threads, ys * xs) if name == "gradient" else (-(-8 * threads // (ys * xs)), 1)
+    rows_per_chunk = -(-rows // parts)
+    chunks = -(-rows // rows_per_chunk) * (ys * xs // pieces_per_chunk)
+    y_table, x_table, shifts = plan.addresses
+    job = [0, chunks, rows, rows_per_chunk, pieces_per_chunk, ys, y_table, xs, x_table]
+    job += [values.data_ptr(), 0 if order is None else order.data_ptr(), entries.data_ptr(), geometry.bits]
+    job += [pointers.data_ptr(), geometry.taps, geometry.kernel[1], shifts]
+    job += [source.data_ptr(), plan.source_plane, result.data_ptr(), plan.result_plane]
+    job += [0 if bias is None else bias.data_ptr(), int(relu)]
+    launch(name, job)
+
+
+# ---- the same for PyTorch's compiler and exporter
+
+
+def _geometry(sizes: _Sizes) -> Geometry:
+    pairs: list[Pair] = [(sizes[place], sizes[place + 1]) for place in range(2, 10, 2)]
+    kernel, stride, padding, dilation = pairs
+    return Geometry(sizes[0], sizes[1], kernel, stride, padding, dilation)
+
+
+@torch.library.custom_op("tombola::sparse_product", mutates_args=(), device_types="cpu")
+def sparse_product(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    pointers: Tensor,
+    entries: Tensor,
+    back_pointers: Tensor,
+    back_entries: Tensor,
+    order: Tensor,
+    sizes: _Sizes,
+    relu: bool,
+) -> Tensor:
+    """(C, H, W, N) -> (O, H', W', N)."""
+    return _forward(x, values, bias, pointers, entries, _geometry(sizes), relu)
+
+
+@torch.library.custom_op("tombola::sparse_input_gradient", mutates_args=(), device_types="cpu")
+def sparse_input_gradient(
+    gradient: Tensor,
+    values: Tensor,
+    pointers: Tensor,
+    entries: Tensor,
+    order: Tensor,
+    sizes: _Sizes,
+    height: int,
+    width: int,
+) -> Tensor:
+    """(O, H', W', N) -> (C, H, W, N)."""
+    return _by_input(gradient.contiguous(), values, pointers, entries, order, _geometry(sizes), height, width)
+
+
+@torch.library.custom_op("tombola::sparse_value_gradient", mutates_args=(), device_types="cpu")
+def sparse_value_gradient(gradient: Tensor, x: Tensor, pointers: Tensor, entries: Tensor, sizes: _Sizes) -> Tensor:
+    """(O, H', W', N) and (C, H, W, N) -> (nnz,)."""
+    return _by_values(gradient.contiguous(), x, pointers, entries, _geometry(sizes))
+
+
+@sparse_product.register_fake
+def _(*arguments: Any) -> Tensor:
+    x, geometry = arguments[0], _geometry(arguments[8])
+    return x.new_empty(geometry.outputs, *geometry.result_size(x.shape[1], x.shape[2]), x.shape[3])  # type: ignore[no-any-return]
+
+
+@sparse_input_gradient.register_fake
+def _(*arguments: Any) -> Tensor:
+    gradient, *_, sizes, height, width = arguments
+    return gradient.new_empty(sizes[0], height, width, gradient.shape[3])  # type: ignore[no-any-return]
+
+
+@sparse_value_gradient.register_fake
+def _(*arguments: Any) -> Tensor:
+    return arguments[1].new_empty(arguments[3].numel())  # type: ignore[no-any-return]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, values, _, *structure, sizes, relu = inputs
+    ctx.save_for_backward(x, values, *structure, output if relu else None)
+    ctx.sizes = sizes
+
+
+def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    x, values, pointers, entries, back_pointers, back_entries, order, output = ctx.saved_tensors
+    gradient = _through_relu(gradient, output)
+    by_x = by_values = by_bias = None
+    if ctx.needs_input_grad[0]:
+        back = back_pointers, back_entries, order
+        by_x = sparse_input_gradient(gradient, values, *back, ctx.sizes, x.shape[1], x.shape[2])
+    if ctx.needs_input_grad[1]:
+        by_values = sparse_value_gradient(gradient, x, pointers, entries, ctx.sizes)
+    if ctx.needs_input_grad[2]:
+        by_bias = gradient.sum((1, 2, 3))
+    return by_x, by_values, by_bias, *[None] * 7
+
+
+sparse_product.register_autograd(_gradients, setup_context=_keep)

@@ -1,0 +1,105 @@
+"""Where the non-zeros of a sparse layer are: row by row and, for the gradient by the input, column by column.
+
+A row is one output and one tap, in the order of ``weight.permute(0, 2, 3, 1)``; its columns are input channels,
+ascending. All indices are 32-bit.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tombola.sparse.geometry import Geometry
+
+LIMIT = 2**31 - 1
+
+
+class Positions(NamedTuple):
+    """The structure of a layer, int32 tensors.
+
+    Attributes:
+        pointers: (outputs · taps + 1,): where each row begins among the non-zeros.
+        columns: (nnz,): the input channel of each.
+        entries: (nnz,): channel and tap in one number; the same tensor as ``columns`` where there is one tap.
+        back_pointers, back_entries, order: the same for rows of one input channel and one tap, with outputs for
+            columns; ``order`` says where each one's value is.
+    """
+
+    pointers: Tensor
+    columns: Tensor
+    entries: Tensor
+    back_pointers: Tensor
+    back_entries: Tensor
+    order: Tensor
+
+
+def positions(pointers: Tensor, columns: Tensor, geometry: Geometry) -> Positions:
+    """The whole structure, of rows that are known to be right."""
+    from tombola.sparse.kernels import transpose  # imports Numba: not before it is needed
+
+    entries = columns
+    if geometry.bits:
+        tap = torch.arange(geometry.taps, dtype=torch.int32).repeat(geometry.outputs)
+        entries = (columns << geometry.bits) | tap.repeat_interleave(pointers.diff())
+    back_pointers = np.empty(geometry.inputs * geometry.taps + 1, dtype=np.int32)
+    back_entries, order = (np.empty(columns.numel(), dtype=np.int32) for _ in range(2))
+    ranks = np.array(geometry.ranks(), dtype=np.int64)
+    transpose(pointers.numpy(), columns.numpy(), ranks, geometry.bits, back_pointers, back_entries, order)
+    return Positions(pointers, columns, entries, *map(torch.from_numpy, (back_pointers, back_entries, order)))
+
+
+def of_places(places: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """Pointers and columns of places, ascending and distinct, in a weight whose rows and columns are as above.
+
+    ``places``: (nnz,) int64, row · (inputs / groups) + channel within the group.
+    """
+    width = geometry.inputs // geometry.groups
+    row = places // width
+    pointers = torch.zeros(geometry.outputs * geometry.taps + 1, dtype=torch.int32)
+    pointers[1:] = torch.bincount(row, minlength=geometry.outputs * geometry.taps).cumsum(0)
+    group = row // (geometry.outputs // geometry.groups * geometry.taps)
+    return pointers, (places % width + group * width).int()
+
+
+def to_places(pointers: Tensor, columns: Tensor, geometry: Geometry) -> Tensor:
+    """The inverse of :func:`of_places`."""
+    width = geometry.inputs // geometry.groups
+    row = torch.arange(geometry.outputs * geometry.taps).repeat_interleave(pointers.diff())
+    return row * width + columns % width
+
+
+def random_places(count: int, total: int, generator: torch.Generator | None) -> Tensor:
+    """``count`` distinct numbers below ``total``, ascending, all choices equally likely; memory follows ``count``."""
+    if count > total // 2:  # choose those left out
+        left_out = random_places(total - count, total, generator)
+        chosen = torch.ones(total, dtype=torch.bool)
+        chosen[left_out] = False
+        return chosen.nonzero().squeeze(1)
+    found = torch.empty(0, dtype=torch.int64)
+    while found.numel() < count:
+        more = torch.randint(total, (2 * (count - found.numel()) + 16,), generator=generator)
+        found = torch.cat([found, more]).unique()
+    surplus = torch.randperm(found.numel(), generator=generator)[count:]
+    kept = torch.ones(found.numel(), dtype=torch.bool)
+    kept[surplus] = False
+    return found[kept]
+
+
+def check(pointers: Tensor, columns: Tensor, geometry: Geometry) -> None:
+    """Raise ValueError unless these are positions of such a layer: 32-bit, in range, in order, each once."""
+    for name, tensor in (("pointers", pointers), ("columns", columns)):
+        if tensor.dtype is not torch.int32 or tensor.ndim != 1:
+            raise ValueError(f"{name}: must be one-dimensional int32, not {tensor.dtype} {tuple(tensor.shape)}")
+    rows, width = geometry.outputs * geometry.taps, geometry.inputs // geometry.groups
+    fits = pointers.numel() == rows + 1 and pointers[0] == 0 and pointers[-1] == columns.numel()
+    if not fits or bool((pointers.diff() < 0).any()):
+        raise ValueError(f"pointers: do not share {columns.numel()} non-zeros out among {rows} rows")
+    row = torch.arange(rows).repeat_interleave(pointers.diff())
+    first = row // (geometry.outputs // geometry.groups * geometry.taps) * width
+    if bool(((columns < first) | (columns >= first + width)).any()):
+        raise ValueError(f"columns: a position is outside the {geometry.inputs} input channels of its output")
+    if bool((to_places(pointers, columns, geometry).diff() <= 0).any()):
+        raise ValueError("columns: a position occurs twice, or not in ascending order")

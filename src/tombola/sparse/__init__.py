@@ -1,7 +1,8 @@
 """Really sparse networks: layers whose memory and arithmetic, in training and inference, follow their non-zeros."""
 
 from tombola.sparse.conv import SparseConv1d, SparseConv2d
+from tombola.sparse.convert import Converted, convert
 from tombola.sparse.layer import SparseLayer
 from tombola.sparse.linear import SparseLinear
 
-__all__ = ["SparseConv1d", "SparseConv2d", "SparseLayer", "SparseLinear"]
+__all__ = ["Converted", "SparseConv1d", "SparseConv2d", "SparseLayer", "SparseLinear", "convert"]

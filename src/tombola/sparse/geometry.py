@@ -8,6 +8,7 @@ and again each coordinate sees a run of ranks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -55,6 +56,14 @@ class Geometry:
         """Of each tap its place among the taps when the gradient by the input is taken."""
         rows, columns = (_ranked(k, s, d) for k, s, d in zip(self.kernel, self.stride, self.dilation, strict=True))
         return [rows.index(y) * len(columns) + columns.index(x) for y in range(len(rows)) for x in range(len(columns))]
+
+    def flat_plan(self, height: int, width: int, batch: int, *, piece: int, lanes: int) -> Plan | None:
+        """A plan with fewer vectors for images so small that rows of pixels do not fill one; None if it has not.
+
+        It is for an input that is padded already, and takes all rows of pixels as one run: the result has rows as long
+        as the padded input's, of which the last pixels mean nothing, and is that of a stride of 1.
+        """
+        return _flat_plan(self, height, width, batch, piece, lanes)
 
     def plan(self, height: int, width: int, batch: int, *, transposed: bool, piece: int) -> Plan:
         """How to compute the output, or ``transposed`` the gradient by the input, for an input of this size.
@@ -111,9 +120,31 @@ def _plan(geometry: Geometry, height: int, width: int, batch: int, transposed: b
             length = min(piece, pixels * batch - done)
             xs.append((x * batch + done, length, base * batch + done, first, count))
     shifts = [(y * source[1] + x) * batch for y in y_shifts for x in x_shifts]
-    tables = [np.array(table, dtype=np.int64) for table in (ys, xs, shifts)]
-    addresses = tuple(table.ctypes.data for table in tables)
-    return Plan(*tables, source[0] * source[1] * batch, result[0] * result[1] * batch, addresses)  # type: ignore[call-arg, arg-type]
+    return _tables(ys, xs, shifts, source[0] * source[1] * batch, result[0] * result[1] * batch)
+
+
+@lru_cache(maxsize=512)
+def _flat_plan(geometry: Geometry, height: int, width: int, batch: int, piece: int, lanes: int) -> Plan | None:
+    rows, columns = (n + 2 * p for n, p in zip((height, width), geometry.padding, strict=True))
+    lost = [d * (k - 1) for d, k in zip(geometry.dilation, geometry.kernel, strict=True)]
+    length = ((rows - lost[0] - 1) * columns + columns - lost[1]) * batch
+    usual = _plan(geometry, height, width, batch, False, length)
+    vectors = len(usual.ys) * int((-(-usual.xs[:, 1] // lanes)).sum())
+    if 5 * -(-length // lanes) > 4 * vectors:  # it takes two copies as well
+        return None
+    ys = [(0, 0, 0, geometry.kernel[0])]
+    xs = [(done, min(piece, length - done), done, 0, geometry.kernel[1]) for done in range(0, length, piece)]
+    y_taps, x_taps = (range(0, (k * d), d) for k, d in zip(geometry.kernel, geometry.dilation, strict=True))
+    shifts = [(y * columns + x) * batch for y in y_taps for x in x_taps]
+    return _tables(ys, xs, shifts, rows * columns * batch, (rows - lost[0]) * columns * batch)
+
+
+def _tables(
+    ys: Sequence[Sequence[int]], xs: Sequence[Sequence[int]], shifts: list[int], source_plane: int, result_plane: int
+) -> Plan:
+    y_table, x_table, shift_table = (np.array(table, dtype=np.int64) for table in (ys, xs, shifts))
+    addresses = (y_table.ctypes.data, x_table.ctypes.data, shift_table.ctypes.data)
+    return Plan(y_table, x_table, shift_table, source_plane, result_plane, addresses)
 
 
 _Run = tuple[int, int, int, int]  # coordinate of the result, source coordinate at shift 0, first rank, ranks

@@ -8,26 +8,22 @@ padded: :mod:`~tombola.sparse.geometry` cuts a plane into pieces, each with the 
 The sums of a piece stay in vector registers over all non-zeros of its row. Numba's own loops do not get there, so the
 innermost ones are written as LLVM vectors here; the rest is plain Numba. All is in this one file, because Numba keeps
 compiled code until the file of a *kernel* changes.
-
-Threads are those of PyTorch's own OpenMP pool: kernels take chunks from a shared counter, and which thread takes which
-chunk changes no bit of the outcome.
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections import namedtuple
 from collections.abc import Callable
 from functools import cache
-from threading import Thread
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import torch
 from llvmlite import binding, ir
-from numba import carray, cfunc, njit, types  # type: ignore[attr-defined]
+from numba import carray, njit, types  # type: ignore[attr-defined]
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from tombola.sparse.threads import compiled, next_chunk, pointer, run
 
 LANES = 16  # floats of one vector; LLVM makes of it as many registers as the processor needs
 WIDEST = 16 if binding.get_host_cpu_features().get("avx512f") else 4  # vectors whose sums fit the registers
@@ -89,11 +85,11 @@ class _Tile:
 
     def store(self, values: list[Any], base: Any) -> None:
         """Write them from ``base`` on."""
-        for value, pointer in zip(values, self._pointers(base), strict=True):
+        for value, place in zip(values, self._pointers(base), strict=True):
             if self.mask is None:
-                self.builder.store(value, pointer, align=4)
+                self.builder.store(value, place, align=4)
             else:
-                arguments = [value, pointer, _int32(4), self.mask]
+                arguments = [value, place, _int32(4), self.mask]
                 _call(self.builder, "llvm.masked.store.v16f32.p0", ir.VoidType(), arguments)
 
     def _pointers(self, base: Any) -> list[Any]:
@@ -221,25 +217,6 @@ def _intrinsic(emit: Callable[[_Piece], None]) -> Any:
     return work
 
 
-@intrinsic
-def _next_chunk(context, job):  # type: ignore[no-untyped-def]
-    """The next number from the job's counter, by an atomic addition."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        counter = _at(builder, arguments[0], _int64(_FIELD["counter"]), _int64)
-        return builder.atomic_rmw("add", counter, _int64(1), "monotonic")
-
-    return types.int64(types.voidptr), generate
-
-
-@intrinsic
-def _pointer(context, address):  # type: ignore[no-untyped-def]
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], _byte.as_pointer())
-
-    return types.voidptr(types.int64), generate
-
-
 @cache
 def kernel(name: str) -> Any:
     """The compiled kernel ``product``, ``product_in_order`` or ``gradient``, a C function of a job's address."""
@@ -248,7 +225,7 @@ def kernel(name: str) -> Any:
         "product_in_order": lambda piece: _accumulate(piece, ordered=True),
         "gradient": _correlate,
     }
-    work, pointer, next_chunk = (cast(Any, made) for made in (_intrinsic(emits[name]), _pointer, _next_chunk))
+    work = _intrinsic(emits[name])
     field: Any = namedtuple("Field", FIELDS)(*range(len(FIELDS)))  # a plain tuple's names would not be constants
 
     def walk(job_at: Any) -> None:
@@ -273,40 +250,12 @@ def kernel(name: str) -> Any:
                     at = row * job[field.result_plane] + y[0] + x[0]
                     work(job_at, row, row * job[field.taps] + tap, ranges, width, y[1] + x[2], at, x[1])
 
-    walk.__qualname__ = name  # names the file that it is kept in: one for each
-    signature = types.void(types.voidptr)
-    try:
-        return cfunc(signature, cache=True)(walk).ctypes
-    except RuntimeError:  # no folder to keep it in
-        return cfunc(signature)(walk).ctypes
+    return compiled(walk, name)
 
 
 def launch(name: str, job: list[int]) -> None:
-    """Run a kernel on as many threads as PyTorch uses. ``job`` are the values of :data:`FIELDS`; the counter is 0."""
-    fields = np.array(job, dtype=np.int64)
-    at, work, threads = fields.ctypes.data, kernel(name), min(torch.get_num_threads(), job[1])
-    if threads <= 1:
-        work(at)
-    elif (parallel := _openmp()) is not None:
-        parallel(work, at, threads, 0)
-    else:
-        others = [Thread(target=work, args=(at,)) for _ in range(threads - 1)]
-        for thread in others:
-            thread.start()
-        work(at)
-        for thread in others:
-            thread.join()
-
-
-@cache
-def _openmp() -> Any:
-    """``GOMP_parallel`` of the OpenMP library that PyTorch itself runs on; None where it runs on something else."""
-    try:
-        parallel = ctypes.CDLL(f"{torch.__path__[0]}/lib/libtorch_cpu.so").GOMP_parallel
-    except (OSError, AttributeError):
-        return None
-    parallel.argtypes, parallel.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
-    return parallel
+    """Run a kernel; ``job`` are the values of :data:`FIELDS`."""
+    run(kernel(name), job)
 
 
 def _transpose(

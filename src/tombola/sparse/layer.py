@@ -31,6 +31,7 @@ class SparseLayer(nn.Module):
     back_pointers: Tensor
     back_entries: Tensor
     order: Tensor
+    relu = False  # whether a ReLU follows, which is then not a step of its own
 
     def __init__(
         self,
@@ -155,9 +156,9 @@ class SparseLayer(nn.Module):
 
     # ---- at work
 
-    def _multiply(self, x: Tensor, relu: bool = False) -> Tensor:
+    def _multiply(self, x: Tensor) -> Tensor:
         """(C, H, W, N) -> (O, H', W', N)."""
-        return product(x, self.values, self.bias, self.positions, self.geometry, relu=relu)
+        return product(x, self.values, self.bias, self.positions, self.geometry, relu=self.relu)
 
     def _checked(self, x: Tensor, channels: int, dimensions: str) -> Tensor:
         name = type(self).__name__

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tombola.sparse.geometry import Geometry, Pair
+from tombola.sparse.geometry import Geometry, Pair, Plan
 from tombola.sparse.positions import Positions
 
 _Sizes = list[int]  # a Geometry's numbers one after the other
@@ -83,11 +83,24 @@ def _through_relu(gradient: Tensor, output: Tensor | None) -> Tensor:
 def _forward(
     x: Tensor, values: Tensor, bias: Tensor | None, pointers: Tensor, entries: Tensor, geometry: Geometry, relu: bool
 ) -> Tensor:
+    from tombola.sparse.kernels import LANES, PIECE  # imports Numba: not before it is needed
+
     x, values = x.contiguous(), values.contiguous()
     _, height, width, batch = x.shape
-    result = x.new_empty(geometry.outputs, *geometry.result_size(height, width), batch)
-    size = (height, width, batch)
-    _run("product", geometry, size, x, result, values, pointers, entries, bias=bias, relu=relu)
+    rows, columns = geometry.result_size(height, width)
+    if rows < 1 or columns < 1:
+        raise ValueError(f"an image of {height} × {width} is too small for a kernel of {geometry.kernel}")
+    if flat := geometry.flat_plan(height, width, batch, piece=PIECE, lanes=LANES):
+        pad_y, pad_x = geometry.padding
+        padded = torch.nn.functional.pad(x, (0, 0, pad_x, pad_x, pad_y, pad_y))
+        result = x.new_empty(geometry.outputs, flat.result_plane)
+        _run("product", geometry, flat, padded, result, values, pointers, entries, bias=bias, relu=relu)
+        whole = result.view(geometry.outputs, -1, width + 2 * pad_x, batch)
+        step_y, step_x = geometry.stride
+        return whole[:, : rows * step_y : step_y, : columns * step_x : step_x].contiguous()
+    result = x.new_empty(geometry.outputs, rows, columns, batch)
+    plan = geometry.plan(height, width, batch, transposed=False, piece=PIECE)
+    _run("product", geometry, plan, x, result, values, pointers, entries, bias=bias, relu=relu)
     return result
 
 
@@ -101,24 +114,27 @@ def _by_input(
     height: int,
     width: int,
 ) -> Tensor:
-    batch = gradient.shape[3]
-    result = gradient.new_empty(geometry.inputs, height, width, batch)
-    size = (height, width, batch)
-    _run("product_in_order", geometry, size, gradient, result, values.contiguous(), pointers, entries, order=order)
+    from tombola.sparse.kernels import PIECE
+
+    result = gradient.new_empty(geometry.inputs, height, width, gradient.shape[3])
+    plan = geometry.plan(height, width, gradient.shape[3], transposed=True, piece=PIECE)
+    _run("product_in_order", geometry, plan, gradient, result, values.contiguous(), pointers, entries, order=order)
     return result
 
 
 def _by_values(gradient: Tensor, x: Tensor, pointers: Tensor, entries: Tensor, geometry: Geometry) -> Tensor:
+    from tombola.sparse.kernels import PIECE
+
     x, result = x.contiguous(), x.new_zeros(entries.numel())
-    _, height, width, batch = x.shape
-    _run("gradient", geometry, (height, width, batch), x, gradient, result, pointers, entries)
+    plan = geometry.plan(*x.shape[1:], transposed=False, piece=PIECE)
+    _run("gradient", geometry, plan, x, gradient, result, pointers, entries)
     return result
 
 
 def _run(
     name: str,
     geometry: Geometry,
-    size: tuple[int, int, int],
+    plan: Plan,
     source: Tensor,
     result: Tensor,
     values: Tensor,
@@ -129,12 +145,11 @@ def _run(
     bias: Tensor | None = None,
     relu: bool = False,
 ) -> None:
-    from tombola.sparse.kernels import PIECE, launch  # imports Numba: not before it is needed
+    from tombola.sparse.kernels import launch
 
     if not result.numel() or not source.numel():
         return
     threads = torch.get_num_threads()
-    plan = geometry.plan(*size, transposed=order is not None, piece=PIECE)
     rows, ys, xs = result.shape[0] if name != "gradient" else geometry.outputs, len(plan.ys), len(plan.xs)
     # a weight's gradient is a sum over all pieces; of a product there should be enough chunks to share out
     parts, pieces_per_chunk = (2 * threads, ys * xs) if name == "gradient" else (-(-8 * threads // (ys * xs)), 1)

@@ -1,0 +1,225 @@
+"""convert(): the fastest form of a model under masks on this machine, layer by layer, as measured."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tombola.selection import unwrapped
+from tombola.sparse.around import make_aware
+from tombola.sparse.choose import Choice, Times, fastest, whole
+from tombola.sparse.fuse import fused
+from tombola.sparse.swap import SPARSE, make_dense, make_sparse
+from tombola.sparse.timing import milliseconds
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer: milliseconds of its passes over the example, the choice, and the bytes of its weights and positions.
+
+    ``sparse_ms`` and ``dense_ms`` are None if that was not timed.
+    """
+
+    layer: str
+    density: float
+    dense_ms: float | None
+    bf16_ms: float | None
+    sparse_ms: float | None
+    chosen: Choice
+    bytes_before: int
+    bytes_after: int
+
+
+class Converted(nn.Module):
+    """A model of :func:`convert`; it is called as the model was.
+
+    Attributes:
+        net: the model as it runs.
+        rows: a :class:`Row` for each layer that could be sparse.
+        dense_ms, chosen_ms: the whole model before and after, on the example; None if nothing was timed.
+    """
+
+    def __init__(
+        self, plain: nn.Module, rows: Sequence[Row], *, dense_ms: float | None, chosen_ms: float | None
+    ) -> None:
+        super().__init__()
+        self.inference = not plain.training
+        # for inference norms are folded into the layers, so that needs layers of its own
+        self.net = fused(copy.deepcopy(plain) if self.inference else plain)
+        object.__setattr__(self, "_plain", plain)  # its parameters are those of net, or none that should be trained
+        self.rows, self.dense_ms, self.chosen_ms = tuple(rows), dense_ms, chosen_ms
+        self.training = plain.training
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model returns."""
+        return self.net(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> Converted:
+        """Set the mode; a model converted in ``eval`` mode has no norms left that could be trained.
+
+        Raises:
+            RuntimeError: it was converted for inference.
+        """
+        if mode and self.inference:
+            raise RuntimeError("this model was converted for inference; convert(model.train(), …) makes one to train")
+        super().train(mode)
+        return self
+
+    def to_dense(self) -> nn.Module:
+        """The model in its own classes, with zeros for the missing weights."""
+        model: nn.Module = copy.deepcopy(self._plain)  # type: ignore[assignment]
+        make_dense(model)
+        return model.train(self.training)
+
+    def table(self) -> str:
+        """One line a layer, and the whole at the end."""
+        width = max([len(row.layer) for row in self.rows] + [5])
+        head = f"{'layer':<{width}}  density  dense ms   bf16 ms  sparse ms  chosen   bytes before   bytes after"
+        lines = [head, *(_line(row, width) for row in self.rows)]
+        before, after = (sum(getattr(row, key) for row in self.rows) for key in ("bytes_before", "bytes_after"))
+        times = f"{_number(self.dense_ms):>8}  {'':>8}  {_number(self.chosen_ms):>9}  {'':<6}"
+        lines.append(f"{'whole':<{width}}  {'':>7}  {times}  {before:>13,}  {after:>12,}")
+        return "\n".join(lines)
+
+
+def _line(row: Row, width: int) -> str:
+    times = f"{_number(row.dense_ms):>8}  {_number(row.bf16_ms):>8}  {_number(row.sparse_ms):>9}"
+    sizes = f"{row.bytes_before:>13,}  {row.bytes_after:>12,}"
+    return f"{row.layer:<{width}}  {row.density:7.4f}  {times}  {row.chosen:<6}  {sizes}"
+
+
+def _number(milliseconds: float | None) -> str:
+    return "–" if milliseconds is None else f"{milliseconds:.3f}"
+
+
+def convert(
+    model: nn.Module,
+    masks: Mapping[str, Tensor] | None = None,
+    *,
+    example: Any,
+    choose: Literal["fastest", "sparse"] = "fastest",
+    bf16: bool = False,
+) -> Converted:
+    """The same model, computing each layer in the way that is fastest on this machine.
+
+    Every Linear, Conv1d and Conv2d is timed dense and sparse on the shape that ``example`` gives it: one pass forward
+    in ``eval`` mode, and the way back too in ``train`` mode. Chosen is what is fastest over all of them, with the time
+    of going from one layout to the other between them. The whole is timed as well: if it is not faster, all stay dense.
+
+    Args:
+        model: float32 on the CPU. It stays as it is; the parameters of the result are new ones, so make the optimiser
+            after converting.
+        masks: parameter name -> bool tensor; None: the weights that are not zero.
+        example: an input of the size that matters; a tuple for several.
+        choose: ``"sparse"``: do not time, make every masked layer sparse that can be.
+        bf16: whether dense layers may multiply in bfloat16, which leaves two to three significant digits.
+
+    Raises:
+        ValueError: a mask does not fit the model, or ``choose`` is neither.
+        RuntimeError: the model is not on the CPU. Elsewhere stay dense: unstructured zeros do not pay there.
+    """
+    if choose not in ("fastest", "sparse"):
+        raise ValueError(f'convert: choose is "fastest" or "sparse", not {choose!r}')
+    plain = copy.deepcopy(unwrapped(model))
+    _check_device(plain)
+    given = _applied(plain, masks)
+    inputs = example if isinstance(example, tuple) else (example,)
+    layers = _layers(plain)
+    every = {
+        name: given.get(f"{name}.weight", torch.ones_like(layer.weight, dtype=torch.bool))
+        for name, layer in layers.items()
+    }
+    if choose == "sparse":
+        chosen: dict[str, Choice] = {name: "sparse" if f"{name}.weight" in given else "dense" for name in layers}
+        times: dict[str, Times] = {}
+    else:
+        times, chosen = fastest(plain, inputs, every, bf16=bf16)
+    result = _made(plain, every, chosen)
+    dense_ms = chosen_ms = None
+    if choose == "fastest":
+        dense_ms, chosen_ms = _compared(plain, result, inputs)
+        if dense_ms <= chosen_ms:
+            chosen, chosen_ms = dict.fromkeys(layers, "dense"), dense_ms
+            result = _made(plain, every, chosen)
+    rows = [_row(name, every[name], times.get(name), chosen[name], layers[name], result) for name in layers]
+    return Converted(result, rows, dense_ms=dense_ms, chosen_ms=chosen_ms)
+
+
+def _check_device(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.device.type != "cpu":
+            raise RuntimeError(
+                f"convert: {name!r} is on {parameter.device}, where unstructured sparsity does not pay: stay dense "
+                "there, or move the model to the CPU"
+            )
+
+
+@torch.no_grad()
+def _applied(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Clear the weights outside the masks; returned are those of layers that could be sparse."""
+    parameters = dict(model.named_parameters())
+    if masks is None:
+        masks = {f"{n}.weight": m.weight != 0 for n, m in _layers(model).items() if not bool(m.weight.all())}
+    for name, mask in masks.items():
+        if name not in parameters:
+            raise ValueError(f"convert: the model has no parameter {name!r}; it has {', '.join(parameters)}")
+        if mask.dtype is not torch.bool or mask.shape != parameters[name].shape:
+            wanted = tuple(parameters[name].shape)
+            raise ValueError(
+                f"convert: the mask of {name!r} must be bool {wanted}, not {mask.dtype} {tuple(mask.shape)}"
+            )
+        parameters[name].masked_fill_(~mask.cpu(), 0)
+    return {name: mask.cpu() for name, mask in masks.items()}
+
+
+def _layers(model: nn.Module) -> dict[str, Any]:
+    """The layers that could be sparse: exactly of PyTorch's own classes, with weights of their own, padding zeros."""
+    uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) in SPARSE
+        and uses[id(module.weight)] == 1
+        and module.weight.dtype is torch.float32
+        and getattr(module, "padding_mode", "zeros") == "zeros"
+        and getattr(module, "padding", 0) != "same"
+    }
+
+
+def _made(plain: nn.Module, masks: Mapping[str, Tensor], chosen: Mapping[str, Choice]) -> nn.Module:
+    """A copy with the chosen layers; the very same model if all stay dense."""
+    model = copy.deepcopy(plain)
+    for name, choice in chosen.items():
+        if choice == "bf16":
+            make_aware(model.get_submodule(name), low_precision=True)
+    sparse = {f"{name}.weight": masks[name] for name, choice in chosen.items() if choice == "sparse"}
+    if sparse:
+        make_sparse(model, sparse)
+    return model
+
+
+def _compared(plain: nn.Module, result: nn.Module, inputs: tuple[Any, ...]) -> tuple[float, float]:
+    """Milliseconds of the dense model, in the better of PyTorch's layouts, and of the other."""
+    last = copy.deepcopy(plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # copies, because running a model in training changes its running averages
+    models = {"contiguous": copy.deepcopy(plain), "channels_last": last}
+    models["chosen"] = Converted(copy.deepcopy(result), (), dense_ms=None, chosen_ms=None)
+    found = milliseconds({name: whole(model, inputs) for name, model in models.items()})
+    return min(found["contiguous"], found["channels_last"]), found["chosen"]
+
+
+def _row(name: str, mask: Tensor, times: Times | None, choice: Choice, before: nn.Module, result: nn.Module) -> Row:
+    dense, bf16, sparse = (None, None, None) if times is None else times
+    sizes = (_bytes(before), _bytes(result.get_submodule(name)))
+    return Row(name, float(mask.float().mean()), dense, bf16, sparse, choice, *sizes)
+
+
+def _bytes(module: nn.Module) -> int:
+    tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

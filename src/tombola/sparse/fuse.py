@@ -1,0 +1,105 @@
+"""Fewer passes over memory: a ReLU becomes part of the layer before it, and for inference a batch norm too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from tombola.sparse.around import _BatchNorm2d
+from tombola.sparse.layer import SparseLayer
+
+_RELUS = (F.relu, F.relu_, torch.relu, torch.relu_)
+
+
+def fused(model: nn.Module) -> nn.Module:
+    """``model`` with its ReLUs inside the sparse layers and batch norms that they follow.
+
+    In ``eval`` mode batch norms become part of the sparse layers that they follow, too; such a model is for inference.
+    The parameters keep their names. A model that :mod:`torch.fx` cannot trace, or whose code asks whether it is
+    training, comes back as it is.
+    """
+    try:
+        graph = _Tracer().trace(model)
+    except Exception:  # whatever the model's own code raises when it sees no real tensors
+        return model
+    if any("training" in node.kwargs for node in graph.nodes):  # F.dropout and the like: traced as a constant
+        return model
+    if not model.training:
+        _fold_norms(model, graph)
+    _absorb_relus(model, graph)
+    graph.lint()
+    result = fx.GraphModule(model, graph)
+    result.train(model.training)
+    return result
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        ours = type(module).__module__.startswith("tombola.sparse")
+        return ours or super().is_leaf_module(module, name)
+
+
+def _calls(graph: fx.Graph, model: nn.Module, kinds: Any) -> dict[nn.Module, list[fx.Node]]:
+    """The modules of these classes -> the nodes that call them."""
+    found: dict[nn.Module, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if node.op == "call_module" and isinstance(module := model.get_submodule(node.target), kinds):
+            found.setdefault(module, []).append(node)
+    return found
+
+
+def _absorb_relus(model: nn.Module, graph: fx.Graph) -> None:
+    for module, nodes in _calls(graph, model, (SparseLayer, _BatchNorm2d)).items():
+        followers = [_only_user(node) for node in nodes]
+        if all(follower is not None and _is_relu(follower, model) for follower in followers):
+            module.relu = True  # type: ignore[assignment]
+            for node, follower in zip(nodes, followers, strict=True):
+                _leave_out(graph, follower, node)
+
+
+def _fold_norms(model: nn.Module, graph: fx.Graph) -> None:
+    for layer, nodes in _calls(graph, model, SparseLayer).items():
+        follower = _only_user(nodes[0]) if len(nodes) == 1 else None
+        if follower is None or follower.op != "call_module":
+            continue
+        norm = model.get_submodule(str(follower.target))
+        if isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None:
+            _fold(layer, norm)  # type: ignore[arg-type]
+            _leave_out(graph, follower, nodes[0])
+
+
+@torch.no_grad()
+def _fold(layer: SparseLayer, norm: nn.BatchNorm2d) -> None:
+    """The layer followed by the norm, as one layer."""
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert variance is not None
+    scale = (variance + norm.eps).rsqrt()
+    if norm.affine:
+        scale = scale * norm.weight
+    bias = (0 if layer.bias is None else layer.bias) - mean
+    shift = bias * scale + (norm.bias if norm.affine else 0)
+    rows = scale.repeat_interleave(layer.geometry.taps).repeat_interleave(layer.pointers.diff())
+    layer.values = nn.Parameter(layer.values * rows, layer.values.requires_grad)
+    layer.bias = nn.Parameter(shift, layer.values.requires_grad)
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    users = list(node.users)
+    return users[0] if len(users) == 1 else None
+
+
+def _is_relu(node: fx.Node, model: nn.Module) -> bool:
+    if node.op == "call_module":
+        return isinstance(model.get_submodule(str(node.target)), nn.ReLU)
+    return (node.op == "call_function" and node.target in _RELUS) or (
+        node.op == "call_method" and node.target in ("relu", "relu_")
+    )
+
+
+def _leave_out(graph: fx.Graph, node: Any, source: fx.Node) -> None:
+    node.replace_all_uses_with(source)
+    graph.erase_node(node)

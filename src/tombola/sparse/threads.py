@@ -1,0 +1,81 @@
+"""Compiled loops on the threads of PyTorch itself: its own OpenMP pool, as many as ``torch.get_num_threads()``.
+
+A loop is a Numba function of one address, that of a *job*: 64-bit integers, of which the first is a counter and the
+second the number of chunks. Each thread takes the next chunk from the counter until there are none; a chunk is to
+write where no other does, so that it does not matter which thread takes it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import cfunc, types
+from numba.extending import intrinsic
+
+
+def _next_chunk(context, job):  # type: ignore[no-untyped-def]
+    """The next number from the job's counter, by an atomic addition."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        counter = builder.bitcast(arguments[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", counter, ir.IntType(64)(1), "monotonic")
+
+    return types.int64(types.voidptr), generate
+
+
+def _pointer(context, address):  # type: ignore[no-untyped-def]
+    """An address as a pointer."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(types.int64), generate
+
+
+next_chunk: Any = intrinsic(_next_chunk)
+pointer: Any = intrinsic(_pointer)
+
+
+def compiled(loop: Callable[[Any], None], name: str, *, fastmath: bool | set[str] = False) -> Any:
+    """``loop`` as machine code, kept on disk for the next process under ``name``, which no other of its file has."""
+    loop.__qualname__ = name
+    signature = types.void(types.voidptr)
+    try:
+        return cfunc(signature, cache=True, fastmath=fastmath)(loop).ctypes
+    except RuntimeError:  # no folder to keep it in
+        return cfunc(signature, fastmath=fastmath)(loop).ctypes
+
+
+def run(loop: Any, job: list[int]) -> None:
+    """Run a compiled loop. An exception in it would be lost, so it must not be able to raise one."""
+    fields = np.array(job, dtype=np.int64)
+    at, threads = fields.ctypes.data, min(torch.get_num_threads(), job[1])
+    if threads <= 1:
+        loop(at)
+    elif (parallel := _openmp()) is not None:
+        parallel(loop, at, threads, 0)
+    else:
+        others = [Thread(target=loop, args=(at,)) for _ in range(threads - 1)]
+        for thread in others:
+            thread.start()
+        loop(at)
+        for thread in others:
+            thread.join()
+
+
+@cache
+def _openmp() -> Any:
+    """``GOMP_parallel`` of the OpenMP library that PyTorch itself runs on; None where it runs on something else."""
+    try:
+        parallel = ctypes.CDLL(f"{torch.__path__[0]}/lib/libtorch_cpu.so").GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    parallel.argtypes, parallel.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
+    return parallel

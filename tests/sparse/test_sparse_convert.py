@@ -1,0 +1,395 @@
+"""convert(): the same model in its fastest form, and what stands between sparse layers."""
+
+import copy
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import tombola
+from tombola.lab import models
+from tombola.sparse import Converted, SparseConv2d, SparseLinear, convert
+from tombola.sparse.around import make_aware, make_plain
+from tombola.sparse.choose import _path
+from tombola.sparse.fuse import fused
+from tombola.sparse.layout import inside, is_innermost, outside
+from tombola.sparse.norms import normalised
+from tombola.sparse.swap import make_dense, make_sparse
+
+
+def random_masks(model: nn.Module, density: float = 0.3) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    parameters = tombola.maskable(model).items()
+    return {name: torch.rand(p.shape, generator=generator) < density for name, p in parameters}
+
+
+def masked(model: nn.Module, masks: dict[str, torch.Tensor]) -> nn.Module:
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, mask in masks.items():
+            model.get_parameter(name).mul_(mask)
+    return model
+
+
+def with_lively_norms(model: nn.Module) -> nn.Module:
+    torch.manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    return model
+
+
+def nets() -> dict[str, nn.Module]:
+    torch.manual_seed(0)
+    return {
+        "lenet": models.lenet_300_100(image_size=16, in_channels=3),
+        "conv6": models.conv6(width=0.125, image_size=16),
+        "resnet20": with_lively_norms(models.resnet20(width=0.5)),
+        "wide": with_lively_norms(models.wide_resnet(depth=10, width=0.5)),
+        "mobilenet": with_lively_norms(models.mobilenet_v1(classes=10, width=0.125)),
+        "resnet50": with_lively_norms(models.resnet50(classes=10, width=0.125)),
+    }
+
+
+def close(one: torch.Tensor, other: torch.Tensor, tolerance: float = 1e-5) -> None:
+    assert one.shape == other.shape
+    assert float((one - other).norm()) <= tolerance * float(other.norm())
+
+
+@pytest.mark.parametrize("name", nets())
+@pytest.mark.parametrize("batch", [1, 5, 16])
+def test_the_outputs_for_inference_are_those_of_the_masked_model(name: str, batch: int) -> None:
+    model = nets()[name].eval()
+    masks = random_masks(model)
+    x = torch.randn(batch, 3, 16, 16)
+    with torch.no_grad():
+        close(convert(model, masks, example=x, choose="sparse")(x), masked(model, masks)(x))
+
+
+@pytest.mark.parametrize("name", nets())
+def test_training_it_is_training_the_masked_model(name: str) -> None:
+    """Loss, gradients and running averages are as close to those in double precision as the dense model's own."""
+    model = nets()[name].train()
+    masks = random_masks(model)
+    x, y = torch.randn(12, 3, 32, 32), torch.arange(12) % 10
+    if name == "lenet" or name == "conv6":
+        x = x[:, :, :16, :16]
+    fast = convert(model, masks, example=x, choose="sparse")
+    dense, exact = masked(model, masks), masked(model, masks).double()
+    for net, images in ((fast, x), (dense, x), (exact, x.double())):
+        loss = F.cross_entropy(net(images), y)
+        loss.backward()
+    found = fast.to_dense().state_dict()
+    for key, tensor in exact.state_dict().items():
+        if "running" in key:
+            close(found[key].double(), tensor, 1e-4)
+    for key, parameter in exact.named_parameters():
+        wanted = parameter.grad
+        assert wanted is not None
+        layer = fast.net.get_submodule(key.rpartition(".")[0])
+        if key in masks:
+            assert isinstance(layer, (SparseLinear, SparseConv2d))
+            wanted = wanted * masks[key]
+            gradient = layer._scattered(layer.values.grad)
+        else:
+            gradient = fast.net.get_parameter(key).grad
+        theirs = dense.get_parameter(key).grad
+        theirs = theirs * masks[key] if key in masks else theirs
+        scale = float(wanted.norm()) + 1e-6
+        error, usual = (float((one.double() - wanted).norm()) / scale for one in (gradient, theirs))
+        assert error <= 1e-4 + 5 * usual, key
+
+
+def test_the_way_back_gives_the_masked_model_itself() -> None:
+    """Classes, names, values and mode; converting for inference folds norms, and they are there again."""
+    for mode in (True, False):
+        model = nets()["wide"].train(mode)
+        masks = random_masks(model)
+        back = convert(model, masks, example=torch.randn(4, 3, 16, 16), choose="sparse").to_dense()
+        wanted = masked(model, masks)
+        assert back.training is mode
+        assert [type(module) for module in back.modules()] == [type(module) for module in wanted.modules()]
+        assert all(torch.equal(back.state_dict()[key], tensor) for key, tensor in wanted.state_dict().items())
+        assert back.state_dict().keys() == wanted.state_dict().keys()
+
+
+def test_the_model_that_was_given_stays_as_it_was() -> None:
+    model = nets()["resnet20"]
+    before, classes = copy.deepcopy(model.state_dict()), [type(module) for module in model.modules()]
+    convert(model, random_masks(model), example=torch.randn(4, 3, 16, 16))
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert [type(module) for module in model.modules()] == classes
+
+
+def test_the_choice_is_what_was_measured() -> None:
+    """A wide layer with a thousandth of its weights is faster sparse, a tiny full one is not; the table says so."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 10)).eval()
+    masks = {"0.weight": torch.rand(2048, 2048) < 0.001}
+    fast = convert(model, masks, example=torch.randn(64, 2048))
+    wide, last = fast.rows
+    assert wide.chosen == "sparse"
+    assert wide.sparse_ms < wide.dense_ms
+    assert wide.bytes_after < wide.bytes_before / 10
+    assert wide.density == pytest.approx(0.001, rel=0.1)
+    assert last.density == 1
+    assert fast.chosen_ms < fast.dense_ms
+    lines = fast.table().splitlines()
+    assert len(lines) == 4
+    assert lines[1].startswith("0 ")
+    assert "sparse" in lines[1]
+
+
+def test_if_the_whole_is_not_faster_all_stays_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["tombola.sparse.convert"], "_compared", lambda *_: (1.0, 2.0))
+    model = nn.Sequential(nn.Linear(512, 512)).eval()
+    fast = convert(model, {"0.weight": torch.rand(512, 512) < 0.001}, example=torch.randn(8, 512))
+    assert [row.chosen for row in fast.rows] == ["dense"]
+    assert fast.chosen_ms == fast.dense_ms == 1.0
+    assert type(fast.net.get_submodule("0")) is nn.Linear
+
+
+def test_without_masks_the_zeros_of_the_weights_count() -> None:
+    model = nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 10)).eval()
+    mask = torch.rand(30, 40) < 0.2
+    with torch.no_grad():
+        model[0].weight.mul_(mask)
+    fast = convert(model, example=torch.randn(4, 40), choose="sparse")
+    layer = fast.net.get_submodule("0")
+    assert isinstance(layer, SparseLinear)
+    assert torch.equal(layer.mask(), mask)
+    assert not isinstance(fast.net.get_submodule("2"), SparseLinear)
+
+
+def test_low_precision_is_only_taken_where_it_is_allowed() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 1024)).eval()
+    masks = {"0.weight": torch.rand(1024, 1024) < 0.9}
+    x = torch.randn(64, 1024)
+    assert all(row.bf16_ms is None for row in convert(model, masks, example=x).rows)
+    fast = convert(model, masks, example=x, bf16=True)
+    assert all(row.bf16_ms is not None for row in fast.rows)
+    with torch.no_grad():
+        close(fast(x), masked(model, masks)(x), 0.03)
+    assert fast(x).dtype is torch.float32
+    assert type(fast.to_dense()[0]) is nn.Linear
+
+
+def test_tied_and_unknown_layers_stay_dense_but_masked() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(6, 6), nn.Linear(6, 6)
+            self.two.weight = self.one.weight
+            self.up = nn.ConvTranspose2d(3, 3, 2)
+            self.reflecting = nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect")
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.reflecting(self.up(self.two(self.one(x))))
+
+    model = Net().eval()
+    masks = {name: torch.rand(p.shape) < 0.5 for name, p in tombola.maskable(model).items()}
+    x = torch.randn(2, 3, 6, 6)
+    fast = convert(model, masks, example=x, choose="sparse")
+    assert fast.rows == ()
+    with torch.no_grad():
+        close(fast(x), masked(model, masks)(x))
+
+
+def test_code_that_cannot_be_traced_runs_unfused() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.fc = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if float(x.sum()) > 1e9:
+                raise AssertionError
+            return self.fc(F.dropout(F.relu(self.norm(self.conv(x))).mean((2, 3)), training=self.training))
+
+    model = with_lively_norms(Net()).eval()
+    masks = random_masks(model)
+    x = torch.randn(4, 3, 9, 9)
+    fast = convert(model, masks, example=x, choose="sparse")
+    with torch.no_grad():
+        close(fast(x), masked(model, masks)(x))
+    assert isinstance(fast.net, Net)
+
+
+def test_dropout_of_a_traced_model_still_asks_for_the_mode() -> None:
+    class Net(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.dropout(self[0](x), 0.5, training=self.training)
+
+    model = Net(nn.Linear(50, 50)).train()
+    fast = convert(model, random_masks(model), example=torch.randn(4, 50), choose="sparse")
+    x = torch.randn(4, 50)
+    assert (fast(x) == 0).any()
+    fast.eval()
+    assert not (fast(x) == 0).any()
+
+
+def test_relus_and_norms_are_steps_of_their_own_no_more() -> None:
+    model = with_lively_norms(models.resnet20(width=0.5)).eval()
+    made = copy.deepcopy(model)
+    make_sparse(made, random_masks(model))
+    names = {str(node.target) for node in fused(made).graph.nodes}  # type: ignore[union-attr]
+    assert not any("norm" in name for name in names)
+    layer = made.get_submodule("stage1.0.conv1")
+    assert isinstance(layer, SparseConv2d)
+    assert layer.relu
+    assert not made.get_submodule("stage1.0.conv2").relu  # the shortcut is added first
+
+
+def test_a_model_for_inference_refuses_to_train() -> None:
+    model = nn.Sequential(nn.Linear(4, 4)).eval()
+    fast = convert(model, random_masks(model), example=torch.randn(2, 4), choose="sparse")
+    with pytest.raises(RuntimeError, match="converted for inference"):
+        fast.train()
+    assert fast.eval() is fast
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        ({"1.weight": torch.ones(2, 2, dtype=torch.bool)}, "no parameter '1.weight'"),
+        ({"0.weight": torch.ones(2, 2, dtype=torch.bool)}, r"must be bool \(4, 4\), not torch.bool \(2, 2\)"),
+        ({"0.weight": torch.ones(4, 4)}, r"must be bool \(4, 4\), not torch.float32"),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused(masks: dict[str, torch.Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        convert(nn.Sequential(nn.Linear(4, 4)), masks, example=torch.randn(2, 4))
+
+
+def test_other_bad_input_is_refused() -> None:
+    with pytest.raises(ValueError, match="choose is"):
+        convert(nn.Linear(4, 4), example=torch.randn(2, 4), choose="best")  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="is on meta, where unstructured sparsity does not pay: stay dense"):
+        convert(nn.Linear(4, 4, device="meta"), example=torch.randn(2, 4))
+
+
+# ---- the path through the layers
+
+
+def cost(costs: list[tuple[float, float]], turns: list[float], path: list[bool]) -> float:
+    before, total = False, 0.0
+    for (usual, innermost), turn, now in zip(costs, turns, path, strict=True):
+        total += (innermost if now else usual) + (turn if now != before else 0)
+        before = now
+    return total
+
+
+def test_the_path_is_the_cheapest_of_all() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        length = int(torch.randint(1, 8, (1,), generator=generator))
+        costs = [tuple(pair) for pair in torch.rand(length, 2, generator=generator).tolist()]
+        turns = (torch.rand(length, generator=generator) * 0.7).tolist()
+        every = [[bool(number >> place & 1) for place in range(length)] for number in range(2**length)]
+        best = min(cost(costs, turns, path) for path in every)
+        assert cost(costs, turns, _path(costs, turns)) == pytest.approx(best)
+
+
+# ---- norms and pools in the other layout
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("shape", [(3, 4, 5, 2), (1, 1, 1, 2), (17, 6, 6, 33)])
+def test_normalising_is_batch_norm_in_double_precision(shape: tuple[int, ...], relu: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(shape) * 3 + 100
+    weight, bias = torch.randn(shape[0]), torch.randn(shape[0])
+    above = torch.randn(shape)
+    tensors = [tensor.requires_grad_() for tensor in (x, weight, bias)]
+    y, mean, variance = normalised(*tensors, 1e-5, relu=relu)
+    found = torch.autograd.grad(y, tensors, above)
+    doubles = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    exact = F.batch_norm(doubles[0].flatten(1).T, None, None, *doubles[1:], training=True).T.reshape(shape)
+    exact = exact.relu() if relu else exact
+    torch.testing.assert_close(y.double(), exact, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(mean.double(), doubles[0].flatten(1).mean(1), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(variance.double(), doubles[0].flatten(1).var(1, correction=0), rtol=1e-4, atol=1e-5)
+    for one, other in zip(found, torch.autograd.grad(exact, doubles, above.double()), strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-3, atol=2e-3)
+
+
+def test_normalising_keeps_nan() -> None:
+    x = torch.randn(2, 3, 3, 4)
+    x[0, 0, 0, 0] = torch.nan
+    y, *_ = normalised(x, torch.ones(2), torch.zeros(2), 1e-5, relu=True)
+    assert y[0].isnan().all()
+    assert y[1].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.BatchNorm2d(6),
+        nn.BatchNorm2d(6, momentum=None),
+        nn.BatchNorm2d(6, affine=False),
+        nn.BatchNorm2d(6, track_running_stats=False),
+        nn.MaxPool2d(2),
+        nn.MaxPool2d(3, 2, padding=1),
+        nn.AvgPool2d(2),
+        nn.AdaptiveAvgPool2d(2),
+        nn.AdaptiveMaxPool2d((1, 2)),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_modules_between_keep_the_layout_and_the_outcome(module: nn.Module, training: bool) -> None:
+    torch.manual_seed(0)
+    module = copy.deepcopy(module).train(training)
+    aware = copy.deepcopy(module)
+    make_aware(aware)
+    x = torch.randn(5, 6, 8, 8)
+    outcomes = []
+    for layer, turned in ((module, x), (aware, outside(inside(x).clone()))):
+        turned.requires_grad_()
+        for _ in range(2):
+            y = layer(turned)
+        (gradient,) = torch.autograd.grad(y.square().sum(), turned)
+        outcomes.append((y, gradient, [b.clone() for b in layer.buffers()]))
+    (y, gradient, buffers), (y_aware, gradient_aware, buffers_aware) = outcomes
+    assert is_innermost(y_aware) or y_aware.is_contiguous() is y.is_contiguous() is (y.shape[2:] == (1, 1))
+    torch.testing.assert_close(y_aware, y, check_stride=False)
+    torch.testing.assert_close(gradient_aware, gradient, rtol=1e-4, atol=1e-5, check_stride=False)
+    torch.testing.assert_close(buffers_aware, buffers)
+    make_plain(aware)
+    assert type(aware) is type(module)
+
+
+def test_a_norm_that_would_divide_by_nothing_says_so() -> None:
+    norm = nn.BatchNorm2d(3)
+    make_aware(norm)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        norm(torch.randn(1, 3, 1, 1))
+
+
+def test_making_sparse_and_dense_again_in_place() -> None:
+    model = models.conv6(width=0.125, image_size=16)
+    masks = random_masks(model)
+    wanted = masked(model, masks)
+    make_sparse(model, masks)
+    assert isinstance(model.get_submodule("conv1"), SparseConv2d)
+    assert isinstance(model.get_submodule("fc1"), SparseLinear)
+    make_dense(model)
+    assert all(torch.equal(tensor, wanted.state_dict()[key]) for key, tensor in model.state_dict().items())
+
+
+def test_the_result_is_a_module_like_any_other(tmp_path) -> None:
+    model = nets()["resnet20"].eval()
+    x = torch.randn(3, 3, 16, 16)
+    fast = convert(model, random_masks(model), example=x, choose="sparse")
+    assert isinstance(fast, Converted)
+    with torch.no_grad():
+        assert torch.equal(copy.deepcopy(fast)(x), fast(x))
+        assert torch.equal(torch.compile(fast, backend="aot_eager")(x), fast(x))

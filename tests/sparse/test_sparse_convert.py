@@ -97,7 +97,7 @@ def test_training_it_is_training_the_masked_model(name: str) -> None:
         if key in masks:
             assert isinstance(layer, (SparseLinear, SparseConv2d))
             wanted = wanted * masks[key]
-            gradient = layer._scattered(layer.values.grad)
+            gradient = layer.scattered(layer.values.grad, layer.places)
         else:
             gradient = fast.net.get_parameter(key).grad
         theirs = dense.get_parameter(key).grad

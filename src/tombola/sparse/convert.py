@@ -41,9 +41,12 @@ class Converted(nn.Module):
 
     Attributes:
         net: the model as it runs.
+        plain: the same with a step for each ReLU and norm, in the classes that it had but for sparse layers.
         rows: a :class:`Row` for each layer that could be sparse.
         dense_ms, chosen_ms: the whole model before and after, on the example; None if nothing was timed.
     """
+
+    plain: nn.Module
 
     def __init__(
         self, plain: nn.Module, rows: Sequence[Row], *, dense_ms: float | None, chosen_ms: float | None
@@ -52,7 +55,7 @@ class Converted(nn.Module):
         self.inference = not plain.training
         # for inference norms are folded into the layers, so that needs layers of its own
         self.net = fused(copy.deepcopy(plain) if self.inference else plain)
-        object.__setattr__(self, "_plain", plain)  # its parameters are those of net, or none that should be trained
+        object.__setattr__(self, "plain", plain)  # not a submodule: its parameters are net's, or none to be trained
         self.rows, self.dense_ms, self.chosen_ms = tuple(rows), dense_ms, chosen_ms
         self.training = plain.training
 
@@ -73,7 +76,7 @@ class Converted(nn.Module):
 
     def to_dense(self) -> nn.Module:
         """The model in its own classes, with zeros for the missing weights."""
-        model: nn.Module = copy.deepcopy(self._plain)  # type: ignore[assignment]
+        model = copy.deepcopy(self.plain)
         make_dense(model)
         return model.train(self.training)
 

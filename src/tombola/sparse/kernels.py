@@ -203,52 +203,54 @@ def _correlate(piece: _Piece) -> None:
     piece.each_tile(tile_sum)
 
 
-def _intrinsic(emit: Callable[[_Piece], None]) -> Any:
-    """``emit`` as a function for Numba code."""
+_EMITS: dict[str, Callable[[_Piece], None]] = {
+    "product": lambda piece: _accumulate(piece, ordered=False),
+    "product_in_order": lambda piece: _accumulate(piece, ordered=True),
+    "gradient": _correlate,
+}
 
-    @intrinsic
-    def work(context, job, row, tap, ranges, width, source, result, length):  # type: ignore[no-untyped-def]
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            emit(_Piece(builder, arguments))
-            return context.get_dummy_value()
 
-        return types.void(types.voidptr, *[types.intp] * 7), generate
+def _emit(context, number, job, row, tap, ranges, width, source, result, length):  # type: ignore[no-untyped-def]
+    """One of :data:`_EMITS`, by its number, for Numba code."""
+    emit = list(_EMITS.values())[number.literal_value]
 
-    return work
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        emit(_Piece(builder, arguments[1:]))
+        return context.get_dummy_value()
+
+    return types.void(number, types.voidptr, *[types.intp] * 7), generate
+
+
+_work: Any = intrinsic(prefer_literal=True)(_emit)
+_field: Any = namedtuple("_Field", FIELDS)(*range(len(FIELDS)))  # a plain tuple's names would not be constants
 
 
 @cache
 def kernel(name: str) -> Any:
     """The compiled kernel ``product``, ``product_in_order`` or ``gradient``, a C function of a job's address."""
-    emits: dict[str, Callable[[_Piece], None]] = {
-        "product": lambda piece: _accumulate(piece, ordered=False),
-        "product_in_order": lambda piece: _accumulate(piece, ordered=True),
-        "gradient": _correlate,
-    }
-    work = _intrinsic(emits[name])
-    field: Any = namedtuple("Field", FIELDS)(*range(len(FIELDS)))  # a plain tuple's names would not be constants
+    number = list(_EMITS).index(name)  # all that the loop closes over: an intrinsic would be another in each process
 
     def walk(job_at: Any) -> None:
         job: Any = carray(job_at, (SIZE,), np.int64)
-        ys: Any = carray(pointer(job[field.y_table]), (job[field.ys], 4), np.int64)
-        xs: Any = carray(pointer(job[field.x_table]), (job[field.xs], 5), np.int64)
-        parts = -(-job[field.rows] // job[field.rows_per_chunk])
+        ys: Any = carray(pointer(job[_field.y_table]), (job[_field.ys], 4), np.int64)
+        xs: Any = carray(pointer(job[_field.x_table]), (job[_field.xs], 5), np.int64)
+        parts = -(-job[_field.rows] // job[_field.rows_per_chunk])
         while True:
             chunk = next_chunk(job_at)
-            if chunk >= job[field.chunks]:
+            if chunk >= job[_field.chunks]:
                 break
-            first_row = chunk % parts * job[field.rows_per_chunk]
-            last_row = min(first_row + job[field.rows_per_chunk], job[field.rows])
-            first_piece = chunk // parts * job[field.pieces_per_chunk]
-            last_piece = min(first_piece + job[field.pieces_per_chunk], job[field.ys] * job[field.xs])
+            first_row = chunk % parts * job[_field.rows_per_chunk]
+            last_row = min(first_row + job[_field.rows_per_chunk], job[_field.rows])
+            first_piece = chunk // parts * job[_field.pieces_per_chunk]
+            last_piece = min(first_piece + job[_field.pieces_per_chunk], job[_field.ys] * job[_field.xs])
             for piece in range(first_piece, last_piece):
-                y, x = ys[piece // job[field.xs]], xs[piece % job[field.xs]]
-                tap, ranges, width = y[2] * job[field.x_taps] + x[3], y[3], x[4]
-                if width == job[field.x_taps]:  # the ranges follow each other
+                y, x = ys[piece // job[_field.xs]], xs[piece % job[_field.xs]]
+                tap, ranges, width = y[2] * job[_field.x_taps] + x[3], y[3], x[4]
+                if width == job[_field.x_taps]:  # the ranges follow each other
                     ranges, width = min(ranges, 1), ranges * width
                 for row in range(first_row, last_row):
-                    at = row * job[field.result_plane] + y[0] + x[0]
-                    work(job_at, row, row * job[field.taps] + tap, ranges, width, y[1] + x[2], at, x[1])
+                    at = row * job[_field.result_plane] + y[0] + x[0]
+                    _work(number, job_at, row, row * job[_field.taps] + tap, ranges, width, y[1] + x[2], at, x[1])
 
     return compiled(walk, name)
 

@@ -117,11 +117,11 @@ class SparseLayer(nn.Module):
 
     def mask(self) -> Tensor:
         """Where there is a value: bool, of the dense layer's shape."""
-        return self._scattered(torch.ones(self.values.numel(), dtype=torch.bool))
+        return self.scattered(torch.ones(self.values.numel(), dtype=torch.bool), self.places)
 
     def weight(self) -> Tensor:
         """A copy of the values in the dense layer's shape."""
-        return self._scattered(self.values.detach())
+        return self.scattered(self.values.detach(), self.places)
 
     @torch.no_grad()
     def set_weight(self, weight: Tensor) -> None:
@@ -145,10 +145,11 @@ class SparseLayer(nn.Module):
             layer.bias.copy_(self.bias).requires_grad_(self.bias.requires_grad)
         layer.train(self.training)
 
-    def _scattered(self, values: Tensor) -> Tensor:
+    def scattered(self, values: Tensor, places: Tensor) -> Tensor:
+        """A weight of the dense layer's shape with ``values`` at ``places`` and 0 elsewhere."""
         outputs, channels, *kernel = self.shape
         flat = values.new_zeros(self.geometry.weights)
-        flat[self.places] = values
+        flat[places] = values
         return flat.view(outputs, *kernel, channels).movedim(-1, 1).contiguous()
 
     def _ordered(self, weight: Tensor) -> Tensor:

@@ -63,19 +63,19 @@ _LOOSE = {"reassoc", "contract", "nsz", "arcp"}  # sums in vectors; NaN and infi
 def _forward() -> Any:
     from numba import carray  # type: ignore[attr-defined]
 
-    from tombola.sparse.threads import compiled, next_chunk, pointer
+    from tombola.sparse import threads  # the loop closes over the module: an intrinsic would be another in each process
 
     def forward(job_at: Any) -> None:
         job: Any = carray(job_at, (13,), np.int64)
         channels, size, relu = job[1], job[2], job[3]
-        eps = carray(pointer(job[4]), (1,), np.float64)[0]
-        x_all = carray(pointer(job[5]), (channels, size), np.float32)
-        y_all = carray(pointer(job[6]), (channels, size), np.float32)
-        weight = carray(pointer(job[7]), (channels,), np.float32)
-        bias = carray(pointer(job[8]), (channels,), np.float32)
-        found = carray(pointer(job[9]), (4, channels), np.float32)
+        eps = carray(threads.pointer(job[4]), (1,), np.float64)[0]
+        x_all = carray(threads.pointer(job[5]), (channels, size), np.float32)
+        y_all = carray(threads.pointer(job[6]), (channels, size), np.float32)
+        weight = carray(threads.pointer(job[7]), (channels,), np.float32)
+        bias = carray(threads.pointer(job[8]), (channels,), np.float32)
+        found = carray(threads.pointer(job[9]), (4, channels), np.float32)
         while True:
-            channel = next_chunk(job_at)
+            channel = threads.next_chunk(job_at)
             if channel >= channels:
                 break
             x, y = x_all[channel], y_all[channel]
@@ -98,27 +98,27 @@ def _forward() -> Any:
                     y[place] = x[place] * scale + shift
             found[0, channel], found[1, channel], found[2, channel], found[3, channel] = mean, variance, scale, shift
 
-    return compiled(forward, "forward", fastmath=_LOOSE)
+    return threads.compiled(forward, "forward", fastmath=_LOOSE)
 
 
 @cache
 def _backward() -> Any:
     from numba import carray  # type: ignore[attr-defined]
 
-    from tombola.sparse.threads import compiled, next_chunk, pointer
+    from tombola.sparse import threads  # the loop closes over the module: an intrinsic would be another in each process
 
     def backward(job_at: Any) -> None:
         job: Any = carray(job_at, (15,), np.int64)
         channels, size, relu = job[1], job[2], job[3]
-        eps = carray(pointer(job[4]), (1,), np.float64)[0]
-        x_all = carray(pointer(job[5]), (channels, size), np.float32)
-        gradient_all = carray(pointer(job[6]), (channels, size), np.float32)
-        by_x_all = carray(pointer(job[7]), (channels, size), np.float32)
-        found = carray(pointer(job[9]), (4, channels), np.float32)
-        by_weight = carray(pointer(job[13]), (channels,), np.float32)
-        by_bias = carray(pointer(job[14]), (channels,), np.float32)
+        eps = carray(threads.pointer(job[4]), (1,), np.float64)[0]
+        x_all = carray(threads.pointer(job[5]), (channels, size), np.float32)
+        gradient_all = carray(threads.pointer(job[6]), (channels, size), np.float32)
+        by_x_all = carray(threads.pointer(job[7]), (channels, size), np.float32)
+        found = carray(threads.pointer(job[9]), (4, channels), np.float32)
+        by_weight = carray(threads.pointer(job[13]), (channels,), np.float32)
+        by_bias = carray(threads.pointer(job[14]), (channels,), np.float32)
         while True:
-            channel = next_chunk(job_at)
+            channel = threads.next_chunk(job_at)
             if channel >= channels:
                 break
             x, gradient, by_x = x_all[channel], gradient_all[channel], by_x_all[channel]
@@ -136,4 +136,4 @@ def _backward() -> Any:
                 passed = np.float32(0) if relu and x[place] * scale + shift <= 0 else gradient[place]
                 by_x[place] = (passed - first - (x[place] - mean) * second) * scale
 
-    return compiled(backward, "backward", fastmath=_LOOSE)
+    return threads.compiled(backward, "backward", fastmath=_LOOSE)

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from zoo import NETS
 
 from tombola import Masks, flops
-from tombola.lab.models import conv6, lenet_300_100, mobilenet_v1, resnet50, wide_resnet, wrn_22_2
+from tombola.lab.models import conv6, lenet_300_100, mobilenet_v1, resnet50, vgg16, wide_resnet, wrn_22_2
 
 CONVOLUTIONS = {
     "1d": (nn.Conv1d(4, 6, 3, stride=2, padding=1), (2, 4, 9), 6 * 4 * 3 * 5 * 2),
@@ -156,6 +156,7 @@ def test_mistakes() -> None:
         (resnet50, 224, 25_502_912, 4_089_184_256),
         (wrn_22_2, 32, 1_076_912, 157_730_048),
         (mobilenet_v1, 224, 4_209_088, 568_740_352),
+        (vgg16, 32, 14_715_584, 313_201_664),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -4,6 +4,18 @@ from tombola.sparse.conv import SparseConv1d, SparseConv2d
 from tombola.sparse.convert import Converted, convert
 from tombola.sparse.layer import SparseLayer
 from tombola.sparse.linear import SparseLinear
+from tombola.sparse.measure import Measured, measure
 from tombola.sparse.store import load, save
 
-__all__ = ["Converted", "SparseConv1d", "SparseConv2d", "SparseLayer", "SparseLinear", "convert", "load", "save"]
+__all__ = [
+    "Converted",
+    "Measured",
+    "SparseConv1d",
+    "SparseConv2d",
+    "SparseLayer",
+    "SparseLinear",
+    "convert",
+    "load",
+    "measure",
+    "save",
+]

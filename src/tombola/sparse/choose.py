@@ -130,6 +130,12 @@ def _layer(call: Call, mask: Tensor, *, bf16: bool) -> Times:
     return Times(min(found["dense"], found.get("last", float("inf"))), found.get("bf16"), found["sparse"])
 
 
+def dense_and_sparse(call: Call, mask: Tensor) -> tuple[float, float]:
+    """Milliseconds of a layer dense, in the better of PyTorch's layouts, and sparse."""
+    times = _layer(call, mask, bf16=False)
+    return times.dense, times.sparse
+
+
 def _between(call: Call) -> tuple[float, float]:
     aware = copy.deepcopy(call.module)
     make_aware(aware)

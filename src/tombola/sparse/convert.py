@@ -129,9 +129,7 @@ def convert(
     """
     if choose not in ("fastest", "sparse"):
         raise ValueError(f'convert: choose is "fastest" or "sparse", not {choose!r}')
-    plain = copy.deepcopy(unwrapped(model))
-    _check_device(plain)
-    given = _applied(plain, masks)
+    plain, given = prepared(model, masks)
     inputs = example if isinstance(example, tuple) else (example,)
     layers = _layers(plain)
     every = {
@@ -154,29 +152,32 @@ def convert(
     return Converted(result, rows, dense_ms=dense_ms, chosen_ms=chosen_ms)
 
 
-def _check_device(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
+def prepared(
+    model: nn.Module, masks: Mapping[str, Tensor] | None, *, who: str = "convert"
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A copy of ``model`` with its weights masked, and the masks; checked on behalf of ``who``."""
+    for name, parameter in unwrapped(model).named_parameters():
         if parameter.device.type != "cpu":
             raise RuntimeError(
-                f"convert: {name!r} is on {parameter.device}, where unstructured sparsity does not pay: stay dense "
+                f"{who}: {name!r} is on {parameter.device}, where unstructured sparsity does not pay: stay dense "
                 "there, or move the model to the CPU"
             )
+    plain = copy.deepcopy(unwrapped(model))
+    return plain, _applied(plain, masks, who)
 
 
 @torch.no_grad()
-def _applied(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """Clear the weights outside the masks; returned are those of layers that could be sparse."""
+def _applied(model: nn.Module, masks: Mapping[str, Tensor] | None, who: str) -> dict[str, Tensor]:
+    """Clear the weights outside the masks."""
     parameters = dict(model.named_parameters())
     if masks is None:
         masks = {f"{n}.weight": m.weight != 0 for n, m in _layers(model).items() if not bool(m.weight.all())}
     for name, mask in masks.items():
         if name not in parameters:
-            raise ValueError(f"convert: the model has no parameter {name!r}; it has {', '.join(parameters)}")
+            raise ValueError(f"{who}: the model has no parameter {name!r}; it has {', '.join(parameters)}")
         if mask.dtype is not torch.bool or mask.shape != parameters[name].shape:
             wanted = tuple(parameters[name].shape)
-            raise ValueError(
-                f"convert: the mask of {name!r} must be bool {wanted}, not {mask.dtype} {tuple(mask.shape)}"
-            )
+            raise ValueError(f"{who}: the mask of {name!r} must be bool {wanted}, not {mask.dtype} {tuple(mask.shape)}")
         parameters[name].masked_fill_(~mask.cpu(), 0)
     return {name: mask.cpu() for name, mask in masks.items()}
 

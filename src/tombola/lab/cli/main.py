@@ -1,4 +1,4 @@
-"""The command line: `tombola search`, `tombola train`, `tombola inspect`, `tombola report`.
+"""The command line: `tombola search`, `train`, `inspect`, `report`, `export` and `bench`.
 
 PyTorch is imported when a command needs it and not before, so that help and mistakes answer at once.
 """
@@ -15,7 +15,8 @@ from typing import Any
 
 import click
 
-from tombola.lab.cli.options import Grouped, search_options, train_options
+from tombola.lab.cli.options import COUNT, Grouped, search_options, train_options
+from tombola.lab.cli.values import Listing
 from tombola.lab.errors import LabError
 
 STOPPED = 130
@@ -33,6 +34,7 @@ def cli() -> None:
       tombola train --method rigl,static  sparse from the first step on, beside dense
       tombola inspect TICKET              what a ticket keeps, where it comes from
       tombola report runs/digits          a page about all runs in that folder
+      tombola export TICKET --to sparse   small and fast on this machine
     """
 
 
@@ -123,6 +125,55 @@ def report(folders: tuple[Path, ...], output: Path | None, figure: Path | None) 
     from tombola.lab.cli.running import print_report
 
     print_report(folders, output, figure)
+
+
+@cli.command()
+@click.argument("ticket", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--to", type=click.Choice(["sparse"]), required=True, help="sparse: the fastest form on this machine.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The file to write.  [default: beside the ticket, with .sparse in its name]",
+)
+@click.option("--batch", type=COUNT, default=64, show_default=True, help="Examples at a time that it is to be fast at.")
+@click.option("--threads", type=COUNT, metavar="N", show_default="one per CPU", help="PyTorch's.")
+@click.option("--bf16", is_flag=True, help="Let dense layers multiply in bfloat16, which is less exact.")
+def export(ticket: Path, to: str, output: Path | None, batch: int, threads: int | None, bf16: bool) -> None:
+    """Make the network of TICKET small and fast on this machine, for inference.
+
+    Each layer is timed dense and sparse, and the fastest of all is kept; the table says which. tombola.sparse.load
+    reads the file.
+
+    \b
+    Example:
+      tombola export runs/RUN/tickets/trained.safetensors --to sparse --batch 1
+    """
+    from tombola.lab.cli.exporting import export_sparse
+
+    del to  # there is one form yet
+    export_sparse(ticket, output, batch=batch, threads=threads, bf16=bf16)
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--batch", "batches", type=Listing(COUNT), default="1,64", show_default=True, help="Examples at a time.")
+@click.option("--threads", type=COUNT, metavar="N", show_default="one per CPU", help="Of each engine.")
+@click.option("--turns", type=COUNT, default=15, show_default=True, help="How often each engine is timed.")
+@click.option("--bf16", is_flag=True, help="PyTorch in bfloat16 too.")
+def bench(file: Path, batches: tuple[int, ...], threads: int | None, turns: int, bf16: bool) -> None:
+    """Time the network in FILE beside PyTorch, torch.compile and ONNX Runtime with the dense one.
+
+    Each engine is alone in its process, and they take turns.
+
+    \b
+    Example:
+      tombola bench runs/RUN/tickets/trained.sparse.safetensors --batch 1,64
+    """
+    from tombola.lab.cli.exporting import print_speeds
+
+    print_speeds(file, batches, threads=threads, turns=turns, bf16=bf16)
 
 
 def typed(context: click.Context) -> set[str]:

@@ -21,7 +21,7 @@ _number = Number(float, "a finite number", lambda x: True)
 _positive = Number(float, "a number above 0", lambda x: x > 0)
 _not_negative = Number(float, "a number, 0 or more", lambda x: x >= 0)
 _share = Number(float, "a number above 0 and at most 1", lambda x: 0 < x <= 1)
-_count = Number(int, "a whole number, 1 or more", lambda x: x >= 1)
+COUNT = Number(int, "a whole number, 1 or more", lambda x: x >= 1)
 _from_0 = Number(int, "a whole number, 0 or more", lambda x: 0 <= x < 2**63)
 _RECIPE = "the recipe's"
 
@@ -50,8 +50,8 @@ _DATA = [
         "--model",
         metavar="NAME",
         show_default="lenet_300_100; for cifar10 resnet20",
-        help="lenet_300_100, conv_digits, conv2, conv4, conv6, resnet20, wrn_22_2, resnet50, mobilenet_v1, or your own "
-        "module:function.",
+        help="lenet_300_100, conv_digits, conv2, conv4, conv6, resnet20, wrn_22_2, vgg16, resnet50, mobilenet_v1, or "
+        "your own module:function.",
     ),
     click.option(
         "--width",
@@ -77,7 +77,7 @@ _RECIPES = [
         show_default=_RECIPE,
         help="Of each training; x5: five times the recipe's.",
     ),
-    click.option("--batch-size", type=_count, metavar="N", show_default=_RECIPE, help="Examples in a step."),
+    click.option("--batch-size", type=COUNT, metavar="N", show_default=_RECIPE, help="Examples in a step."),
     click.option("--lr", type=_positive, metavar="X", show_default=_RECIPE, help="Learning rate."),
     click.option(
         "--optimizer",
@@ -109,8 +109,8 @@ _WHERE = [
         metavar="DIR",
         help="Where the data lie: the folder cifar-10-batches-py, or the one around it.",
     ),
-    click.option("--jobs", type=_count, metavar="N", show_default="one per CPU; on a GPU 1", help="Runs at once."),
-    click.option("--threads", type=_count, metavar="N", default=1, show_default=True, help="PyTorch's, in each job."),
+    click.option("--jobs", type=COUNT, metavar="N", show_default="one per CPU; on a GPU 1", help="Runs at once."),
+    click.option("--threads", type=COUNT, metavar="N", default=1, show_default=True, help="PyTorch's, in each job."),
     click.option("--device", metavar="NAME", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ..."),
     click.option("-q", "--quiet", is_flag=True, help="No progress, only the results."),
 ]
@@ -126,7 +126,7 @@ _SEARCH = [
     *_DATA,
     click.option(
         "--rounds",
-        type=_count,
+        type=COUNT,
         metavar="N",
         show_default="cs 3, with --density 1; imp 12; iss 5",
         help="Rounds of the search.",
@@ -211,7 +211,7 @@ _TRAIN = [
     ),
     click.option(
         "--every",
-        type=_count,
+        type=COUNT,
         metavar="N",
         show_default="100; less where that would be fewer than 30 times in the recipe's epochs",
         help="Steps from one change of the masks to the next.",

@@ -20,6 +20,7 @@ from tombola.lab.models.mobilenet import mobilenet_v1
 from tombola.lab.models.plain import conv2, conv4, conv6, conv_digits, lenet_300_100
 from tombola.lab.models.residual import resnet50, wide_resnet, wrn_22_2
 from tombola.lab.models.resnet20 import resnet20
+from tombola.lab.models.vgg import vgg16
 from tombola.lab.objects import call, resolve
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "resnet20",
     "resnet50",
     "unmasked",
+    "vgg16",
     "wide_resnet",
     "width_for",
     "wrn_22_2",
@@ -47,6 +49,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "conv6": conv6,
     "resnet20": resnet20,
     "wrn_22_2": wrn_22_2,
+    "vgg16": vgg16,
     "resnet50": resnet50,
     "mobilenet_v1": mobilenet_v1,
 }

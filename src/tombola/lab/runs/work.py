@@ -104,7 +104,9 @@ class Run:
 
     @property
     def _about(self) -> dict[str, Any]:
-        return {"data": self.config.data, "model": self.config.model, "run": self.folder.name}
+        shape, classes = list(self.data.input_shape), self.data.classes
+        model = {"model": self.config.model, "width": self.config.width, "input_shape": shape, "classes": classes}
+        return {"data": self.config.data, **model, "run": self.folder.name}
 
     @contextmanager
     def _fitting(self) -> Iterator[None]:

@@ -65,7 +65,12 @@ class _Conv1d(nn.Conv1d):
 
 class _Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(usual(x))
+        if x.ndim != 2 or not is_innermost(x):
+            return super().forward(x)
+        turned = inside(x)  # (features, N): a product of matrices as well, and so is its gradient
+        if self.bias is None:
+            return outside(self.weight @ turned)
+        return outside(torch.addmm(self.bias.unsqueeze(1), self.weight, turned))
 
 
 class _LowPrecision:

@@ -49,33 +49,42 @@ def fastest(
         bf16: whether dense layers may multiply in bfloat16.
     """
     found = calls(model, inputs)
-    times: dict[str, Times] = {}
-    costs: list[tuple[float, float]] = []  # with the batch outermost, and innermost
     known: dict[Any, Any] = {}
+    times: dict[str, Times] = {}
+    ways: list[tuple[_Way, _Way]] = []  # with the batch outermost, and innermost
     for call in found:
         mask = masks.get(call.name)
-        key = (
-            repr(call.module),
-            call.shape,
-            call.gradient,
-            None if mask is None else round(float(mask.float().mean()), 3),
-        )
+        density = None if mask is None else round(float(mask.float().mean()), 3)
+        key = (repr(call.module), call.shape, call.gradient, density)  # the like of it takes as long
         if key not in known:
             known[key] = _between(call) if mask is None else _layer(call, mask, bf16=bf16)
-        if isinstance(known[key], Times):
-            times[call.name] = known[key]
-            dense, low, sparse = known[key]
-            costs.append((dense if low is None else min(dense, low), sparse))
+        if mask is None:
+            usual, innermost = known[key]
+            ways.append(((usual, "dense"), (innermost, "dense")))
         else:
-            costs.append(known[key])
+            times[call.name] = known[key]
+            ways.append(_ways(call, known[key]))
     turns = [0.0 if call.shape[0] < 2 else _turn(call.shape) * (2 if model.training else 1) for call in found]
-    innermost = _path(costs, turns)
+    path = _path([(usual[0], innermost[0]) for usual, innermost in ways], turns)
     chosen: dict[str, Choice] = dict.fromkeys(masks, "dense")
-    for call, inside_layout in reversed(list(zip(found, innermost, strict=True))):  # the first call of a layer decides
+    for call, way, layout in reversed(list(zip(found, ways, path, strict=True))):  # the first call of a layer decides
         if call.name in masks:
-            dense, low, _ = times[call.name]
-            chosen[call.name] = "sparse" if inside_layout else "bf16" if low is not None and low < dense else "dense"
+            chosen[call.name] = way[layout][1]
     return times, chosen
+
+
+_Way = tuple[float, Choice]
+
+
+def _ways(call: Call, times: Times) -> tuple[_Way, _Way]:
+    """The best that a layer can do in each layout."""
+    usual: _Way = (times.dense, "dense")
+    if times.bf16 is not None:
+        usual = min(usual, (times.bf16, "bf16"))
+    innermost: _Way = (times.sparse, "sparse")
+    if isinstance(call.module, nn.Linear) and len(call.shape) == 2:  # a product of matrices in both
+        innermost = min(innermost, usual)
+    return usual, innermost
 
 
 def calls(model: nn.Module, inputs: tuple[Any, ...]) -> list[Call]:

@@ -128,6 +128,8 @@ def _flat_plan(geometry: Geometry, height: int, width: int, batch: int, piece: i
     rows, columns = (n + 2 * p for n, p in zip((height, width), geometry.padding, strict=True))
     lost = [d * (k - 1) for d, k in zip(geometry.dilation, geometry.kernel, strict=True)]
     length = ((rows - lost[0] - 1) * columns + columns - lost[1]) * batch
+    if not length:  # an empty batch
+        return None
     usual = _plan(geometry, height, width, batch, False, length)
     vectors = len(usual.ys) * int((-(-usual.xs[:, 1] // lanes)).sum())
     if 5 * -(-length // lanes) > 4 * vectors:  # it takes two copies as well

@@ -55,15 +55,18 @@ class SparseLayer(nn.Module):
             if mask.shape != self.shape or mask.dtype is not torch.bool:
                 found = f"{mask.dtype} {tuple(mask.shape)}"
                 raise ValueError(f"{name}: mask must be a bool tensor of shape {shape}, not {found}")
-            places = self._ordered(mask.cpu()).nonzero().squeeze(1)
+            count = int(mask.count_nonzero())
         else:
             assert density is not None
             if not 0 < density <= 1:
                 raise ValueError(f"{name}: density must be above 0 and at most 1, not {density!r}")
             count = round(density * geometry.weights)
-            if count > LIMIT:
-                raise ValueError(f"{name}: {count:,} non-zeros are more than 32-bit positions can count ({LIMIT:,})")
+        if count > LIMIT:
+            raise ValueError(f"{name}: {count:,} non-zeros are more than 32-bit positions can count ({LIMIT:,})")
+        if mask is None:
             places = random_places(count, geometry.weights, generator)
+        else:
+            places = self._ordered(mask.cpu()).nonzero().squeeze(1)
         self.values = nn.Parameter(torch.empty(places.numel()))
         self.register_parameter("bias", nn.Parameter(torch.empty(geometry.outputs)) if bias else None)
         self.move(places)
@@ -175,20 +178,36 @@ class SparseLayer(nn.Module):
             x = x.float()
         if x.dtype is not torch.float32 or self.values.dtype is not torch.float32:
             raise TypeError(f"{name} computes in float32; it has {self.values.dtype} values and a {x.dtype} input")
+        if self.bias is not None and self.bias.dtype is not torch.float32:
+            raise TypeError(f"{name} computes in float32; it has a {self.bias.dtype} bias")
         return x
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         errors: list[str] = rest[-1]
-        pointers, columns = (state_dict.get(prefix + name) for name in ("pointers", "columns"))
-        if isinstance(pointers, Tensor) and isinstance(columns, Tensor):
-            try:
-                check(pointers, columns, self.geometry)
-            except ValueError as error:
-                errors.append(f"{prefix}{error}")
-                return
+        names = ("values", "pointers", "columns")
+        found = {name: state_dict[prefix + name] for name in names if prefix + name in state_dict}
+        try:
+            self._check(found)
+        except ValueError as error:
+            errors.append(f"{prefix}{error}")
+            return
         super()._load_from_state_dict(state_dict, prefix, *rest)
-        if not errors:
+        if "columns" in found:
             self._take(positions(self.pointers, self.columns, self.geometry))
+
+    def _check(self, found: Mapping[str, Any]) -> None:
+        """Raise ValueError unless all of these can be taken: some without the others would read foreign memory."""
+        for name in ("values", "pointers", "columns"):
+            if name not in found and found.keys() - {"values"}:
+                raise ValueError(f"{name}: missing, without which positions mean nothing")
+            if name in found and not isinstance(found[name], Tensor):
+                raise ValueError(f"{name}: must be a tensor, not {type(found[name]).__name__}")
+        if "columns" in found:
+            check(found["pointers"], found["columns"], self.geometry)
+        for name, tensor in found.items():
+            shape = tuple(getattr(self, name).shape)
+            if tuple(tensor.shape) != shape:
+                raise ValueError(f"{name}: size mismatch: {tuple(tensor.shape)}, but {shape} in the layer")
 
     def extra_repr(self) -> str:
         """Shape and density."""

@@ -86,6 +86,7 @@ def _forward(
     from tombola.sparse.kernels import LANES, PIECE  # imports Numba: not before it is needed
 
     x, values = x.contiguous(), values.contiguous()
+    bias = None if bias is None else bias.contiguous()
     _, height, width, batch = x.shape
     rows, columns = geometry.result_size(height, width)
     if rows < 1 or columns < 1:
@@ -147,7 +148,7 @@ def _run(
 ) -> None:
     from tombola.sparse.kernels import launch
 
-    if not result.numel() or not source.numel():
+    if not result.numel():
         return
     threads = torch.get_num_threads()
     rows, ys, xs = result.shape[0] if name != "gradient" else geometry.outputs, len(plan.ys), len(plan.xs)

@@ -95,7 +95,7 @@ def check(pointers: Tensor, columns: Tensor, geometry: Geometry) -> None:
             raise ValueError(f"{name}: must be one-dimensional int32, not {tensor.dtype} {tuple(tensor.shape)}")
     rows, width = geometry.outputs * geometry.taps, geometry.inputs // geometry.groups
     fits = pointers.numel() == rows + 1 and pointers[0] == 0 and pointers[-1] == columns.numel()
-    if not fits or bool((pointers.diff() < 0).any()):
+    if not fits or bool((pointers[1:] < pointers[:-1]).any()):
         raise ValueError(f"pointers: do not share {columns.numel()} non-zeros out among {rows} rows")
     row = torch.arange(rows).repeat_interleave(pointers.diff())
     first = row // (geometry.outputs // geometry.groups * geometry.taps) * width

@@ -60,8 +60,9 @@ class Geometry:
     def flat_plan(self, height: int, width: int, batch: int, *, piece: int, lanes: int) -> Plan | None:
         """A plan with fewer vectors for images so small that rows of pixels do not fill one; None if it has not.
 
-        It is for an input that is padded already, and takes all rows of pixels as one run: the result has rows as long
-        as the padded input's, of which the last pixels mean nothing, and is that of a stride of 1.
+        It is for an input that is padded already, and takes all rows of pixels as one run of whole vectors: the result
+        has rows as long as the padded input's, of which the last pixels mean nothing, and is that of a stride of 1. At
+        its end the input needs ``lanes`` numbers more, which mean nothing either.
         """
         return _flat_plan(self, height, width, batch, piece, lanes)
 
@@ -134,11 +135,13 @@ def _flat_plan(geometry: Geometry, height: int, width: int, batch: int, piece: i
     vectors = len(usual.ys) * int((-(-usual.xs[:, 1] // lanes)).sum())
     if 5 * -(-length // lanes) > 4 * vectors:  # it takes two copies as well
         return None
+    whole = -(-length // lanes) * lanes
     ys = [(0, 0, 0, geometry.kernel[0])]
-    xs = [(done, min(piece, length - done), done, 0, geometry.kernel[1]) for done in range(0, length, piece)]
+    xs = [(done, min(piece, whole - done), done, 0, geometry.kernel[1]) for done in range(0, whole, piece)]
     y_taps, x_taps = (range(0, (k * d), d) for k, d in zip(geometry.kernel, geometry.dilation, strict=True))
     shifts = [(y * columns + x) * batch for y in y_taps for x in x_taps]
-    return _tables(ys, xs, shifts, rows * columns * batch, (rows - lost[0]) * columns * batch)
+    result_plane = max(whole, (rows - lost[0]) * columns * batch)
+    return _tables(ys, xs, shifts, rows * columns * batch, result_plane)
 
 
 def _tables(

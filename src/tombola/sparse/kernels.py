@@ -120,7 +120,7 @@ class _Piece:
     def each_tile(self, body: Callable[[_Tile, Any, Any], None]) -> None:
         """Emit ``body(tile, source, result)`` for tiles as wide as possible, one after the other."""
         builder, done = self.builder, _int64(0)
-        for count in (16, 8, 4, 2, 1):
+        for count in (16, 8, 6, 5, 4, 3, 2, 1):
             tiles = builder.sdiv(builder.sub(self.length, done), _int64(LANES * count))
             with cgutils.for_range(builder, tiles) as loop:
                 offset = builder.add(done, builder.mul(loop.index, _int64(LANES * count)))

@@ -93,12 +93,15 @@ def _forward(
         raise ValueError(f"an image of {height} × {width} is too small for a kernel of {geometry.kernel}")
     if flat := geometry.flat_plan(height, width, batch, piece=PIECE, lanes=LANES):
         pad_y, pad_x = geometry.padding
-        padded = torch.nn.functional.pad(x, (0, 0, pad_x, pad_x, pad_y, pad_y))
+        tall, wide = height + 2 * pad_y, width + 2 * pad_x
+        padded = x.new_zeros(geometry.inputs * tall * wide * batch + LANES)
+        inner = padded[:-LANES].view(geometry.inputs, tall, wide, batch)
+        inner[:, pad_y : tall - pad_y, pad_x : wide - pad_x] = x
         result = x.new_empty(geometry.outputs, flat.result_plane)
         _run("product", geometry, flat, padded, result, values, pointers, entries, bias=bias, relu=relu)
-        whole = result.view(geometry.outputs, -1, width + 2 * pad_x, batch)
         step_y, step_x = geometry.stride
-        return whole[:, : rows * step_y : step_y, : columns * step_x : step_x].contiguous()
+        strides = (flat.result_plane, step_y * wide * batch, step_x * batch, 1)
+        return result.as_strided((geometry.outputs, rows, columns, batch), strides).contiguous()
     result = x.new_empty(geometry.outputs, rows, columns, batch)
     plan = geometry.plan(height, width, batch, transposed=False, piece=PIECE)
     _run("product", geometry, plan, x, result, values, pointers, entries, bias=bias, relu=relu)

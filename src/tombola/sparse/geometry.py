@@ -31,6 +31,13 @@ class Geometry:
     dilation: Pair = (1, 1)
     groups: int = 1
 
+    def __post_init__(self) -> None:
+        numbers = (self.inputs, self.outputs, self.kernel, self.stride, self.padding, self.dilation, self.groups)
+        object.__setattr__(self, "_hash", hash(numbers))  # plans are looked up by it at each call
+
+    def __hash__(self) -> int:
+        return self._hash  # type: ignore[attr-defined, no-any-return]
+
     @property
     def weights(self) -> int:
         """Weights of the layer when dense."""

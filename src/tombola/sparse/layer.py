@@ -86,8 +86,8 @@ class SparseLayer(nn.Module):
     @property
     def positions(self) -> Positions:
         """Where the values stand."""
-        entries = self.columns if self.entries is None else self.entries
-        return Positions(self.pointers, self.columns, entries, self.back_pointers, self.back_entries, self.order)
+        pointers, columns, entries, *back = (self._buffers[name] for name in Positions._fields)
+        return Positions(pointers, columns, columns if entries is None else entries, *back)  # type: ignore[arg-type]
 
     @property
     def places(self) -> Tensor:

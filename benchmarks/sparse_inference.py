@@ -77,7 +77,7 @@ def main() -> None:
             exact = [s for s in found if not s.missing and "bfloat16" not in s.engine and s.engine != "tombola"]
             assert all(speed.difference < 1e-4 for speed in exact), exact
             best = min(exact, key=lambda speed: speed.milliseconds)
-            target = TARGETS[case, batch] if (case, batch) in TARGETS else "none"
+            target = TARGETS.get((case, batch), "none")
             here = [
                 f"{case}, density {CASES[case][1]}, batch {batch}: × {best.ratio:.2f} to the best dense float32 engine "
                 f"({best.engine}); target {target}.",

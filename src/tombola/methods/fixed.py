@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tombola.masks import Masks
+from tombola.methods.protocol import Sparse
 
 
 @dataclass(frozen=True)
@@ -37,3 +38,21 @@ class Fixed:
                 shapes = f"{tuple(mask.shape)}, the parameter {tuple(parameters[name].shape)}"
                 raise ValueError(f"Fixed: the mask of {name!r} has shape {shapes}; was it made for another model?")
         return Masks({name: mask.to(parameters[name].device) for name, mask in self.masks.items()})
+
+    def start_sparse(
+        self, parameters: Mapping[str, Tensor], layers: Mapping[str, Sparse], *, generator: torch.Generator
+    ) -> dict[str, Tensor | None]:
+        """The given masks of the dense parameters; those of sparse layers must be what these layers have.
+
+        Raises:
+            ValueError: as :meth:`start`, or a sparse layer has other connections.
+        """
+        for name, layer in layers.items():
+            if name in self.masks and not torch.equal(self.masks[name].cpu(), layer.mask()):
+                raise ValueError(
+                    f"Fixed: the mask of {name!r} is not where this sparse layer has its connections; make the layer "
+                    "with that mask, from_dense(layer, mask), or leave it out of the masks"
+                )
+        sparse: dict[str, Tensor | None] = {name: None for name in layers if name in self.masks}
+        rest = {name: mask for name, mask in self.masks.items() if name not in layers}
+        return {**sparse, **(Fixed(Masks(rest)).start(parameters, generator=generator) if rest else {})}

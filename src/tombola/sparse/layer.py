@@ -95,6 +95,16 @@ class SparseLayer(nn.Module):
         pointers, columns = of_places(places, self.geometry)
         self._take(positions(pointers, columns, self.geometry))
 
+    @torch.no_grad()
+    def resize(self, values: Tensor) -> None:
+        """Take ``values`` of another number; ``values`` stays the same parameter, without a gradient.
+
+        It is for moves that change the number of connections: :meth:`move` must follow.
+        """
+        self.values.grad = None
+        self.values.data = torch.empty_like(values)
+        self.values.copy_(values)  # in place, so that autograd refuses a backward pass of before
+
     def _take(self, found: Positions) -> None:
         for name, tensor in found._asdict().items():
             if name == "entries" and not self.geometry.bits:
@@ -184,6 +194,11 @@ class SparseLayer(nn.Module):
             except ValueError as error:
                 errors.append(f"{prefix}{error}")
                 return
+            values = state_dict.get(prefix + "values")
+            if isinstance(values, Tensor) and values.shape == columns.shape != self.columns.shape:
+                # of a layer that was pruned, or made with another density
+                self.resize(self.values.new_zeros(len(columns)))
+                self.columns = torch.empty_like(columns)
         super()._load_from_state_dict(state_dict, prefix, *rest)
         if not errors:
             self._take(positions(self.pointers, self.columns, self.geometry))

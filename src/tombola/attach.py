@@ -45,11 +45,11 @@ def attach(
 ) -> Attachment:
     """Run ``method`` on ``model`` while ``optimizer`` trains it; the loop itself stays as it is.
 
-    In a model with sparse layers (:class:`tombola.sparse.SparseLayer`) RigL, SET and GraNet move the connections of these
-    themselves, and nothing of the dense layers' size is ever held. They begin with the connections that they have, as
-    many as they are: the method's density and budget are for dense parameters alone, which are only masked there if
-    ``select`` says so. (GraNet prunes all of them together, down to its density.) Masks call a sparse layer's
-    connections by the name that the weight has in the dense layer, ``….weight``.
+    In a model with sparse layers (:class:`tombola.sparse.SparseLayer`) RigL, SET and GraNet move the connections of
+    these, and nothing of the dense layers' size is ever held. Sparse layers begin with the connections that they have,
+    however many: the method's density and budget are for dense parameters alone, which are only masked there if
+    ``select`` says so. GraNet then prunes all of them together, down to its density. Masks name a sparse layer's
+    connections as the weight of the dense layer, ``….weight``.
 
     Args:
         model: any module. Its storage, names and classes are not touched.

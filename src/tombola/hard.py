@@ -40,9 +40,7 @@ class HardState:
 
     def counts(self) -> dict[str, tuple[int, int]]:
         """Name -> weights that are kept, and all."""
-        masks = self.masks
-        sizes = masks.sizes()
-        return {name: (kept, sizes[name]) for name, kept in masks.counts().items()}
+        return {name: (int(mask.sum()), mask.numel()) for name, mask in self.masks.items()}
 
     @torch.no_grad()
     def hold(self, masks: Mapping[str, Tensor]) -> None:

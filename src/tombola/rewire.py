@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -45,16 +46,20 @@ class SparseState(DynamicState):
         self.moves = isinstance(method, DynamicMethod)
         self._recorders = {name: Recorder(name, layer) for name, layer in layers.items()} if self.moves else {}
         self._pieces: dict[str, list[Piece]] = {}  # from before the step to the move
+        self._warned = group is not None or not several_ranks()
 
     @property
     def masks(self) -> Masks:
         """Those that are held, and where the sparse layers have connections; made on demand."""
-        dense = super().masks if self.parameters else {}
+        dense = self._dense_masks()
         return Masks({n: self.layers[n].mask() if n in self.layers else dense[n] for n in self.found})
+
+    def _dense_masks(self) -> Mapping[str, Tensor]:
+        return super().masks if self.parameters else {}
 
     def counts(self) -> dict[str, tuple[int, int]]:
         """Name -> weights that are kept, and all; nothing of the dense layers' size is made for it."""
-        dense = super().counts() if self.parameters else {}
+        dense = {name: (int(mask.sum()), mask.numel()) for name, mask in self._dense_masks().items()}
         sparse = {name: (layer.values.numel(), layer.geometry.weights) for name, layer in self.layers.items()}
         return {name: (sparse | dense)[name] for name in self.found}
 
@@ -62,6 +67,13 @@ class SparseState(DynamicState):
         """Get ready for the backward passes that follow ``moment``."""
         self._plan = self.method.plan(moment) if self.moves else Plan()
         self.gate.dense = self._plan.gradient
+        if self._plan.gradient and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"attach: there are several ranks, but the model is no DistributedDataParallel, so {type(self.method).__name__} "
+                "grows connections by the gradients of this rank alone; if ranks share a batch, attach to the wrapped model",
+                stacklevel=4,
+            )
         for recorder in self._recorders.values():
             recorder.end()
             if self._plan.gradient:
@@ -72,7 +84,6 @@ class SparseState(DynamicState):
         """See :class:`DynamicState`; the gradients that it shows the method are those of dense parameters alone."""
         self.check_layers()
         if self._plan.gradient:
-            self._check_frozen()
             self._pieces = {name: recorder.pieces() for name, recorder in self._recorders.items()}
         super().before_step(moment)
 
@@ -93,7 +104,7 @@ class SparseState(DynamicState):
 
     def _move(self, moment: Moment) -> None:
         assert isinstance(self.method, RewiringMethod)
-        masks = super().masks if self.parameters else {}
+        masks = self._dense_masks()
         moving: dict[str, Connections] = {}
         sparse: dict[str, Rewiring] = {}
         dense: dict[str, _Masked] = {}
@@ -118,7 +129,7 @@ class SparseState(DynamicState):
 
     def state_dict(self) -> dict[str, Any]:
         """What it takes to go on, besides the model's and the optimiser's state."""
-        masks = super().masks if self.parameters else {}
+        masks = self._dense_masks()
         hard = {
             "masks": {name: pack(mask) for name, mask in masks.items()},
             "shapes": {name: list(mask.shape) for name, mask in masks.items()},
@@ -247,8 +258,14 @@ def digest(layer: SparseLayer) -> str:
     """SHA-256 of where a layer has its connections, in hex."""
     content = hashlib.sha256(str(tuple(layer.shape)).encode())
     for tensor in (layer.pointers, layer.columns):
-        content.update(tensor.numpy())
+        content.update(tensor.numpy().tobytes())
     return content.hexdigest()
+
+
+def several_ranks() -> bool:
+    """Whether this process is one of several that torch.distributed connects."""
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def _group(model: nn.Module) -> Any:

@@ -144,8 +144,8 @@ def start_beside(
     """
     if pattern is not None:
         raise ValueError(
-            f"attach: {type(method).__name__}(pattern={pattern!r}) does not go with sparse layers, whose connections lie "
-            "anywhere; leave the pattern out, or mask dense layers"
+            f"attach: {type(method).__name__}(pattern={pattern!r}) does not go with sparse layers, whose connections "
+            "lie anywhere; leave the pattern out, or mask dense layers"
         )
     begun = method.start(parameters, generator=generator) if parameters else {}
     return {**dict.fromkeys(layers), **begun}

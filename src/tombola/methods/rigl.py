@@ -93,8 +93,8 @@ class RigL(Moves):
         """
         if self.average > 1:
             raise ValueError(
-                f"attach: RigL(average={self.average}) adds up gradients of all weights, which sparse layers never hold; "
-                "leave average=1, and accumulate the gradients of several batches if one is too small"
+                f"attach: RigL(average={self.average}) adds up gradients of all weights, which sparse layers never "
+                "hold; leave average=1, and accumulate the gradients of several batches if one is too small"
             )
         return start_beside(self, self.pattern, parameters, layers, generator)
 

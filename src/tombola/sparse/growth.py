@@ -1,8 +1,8 @@
 """Growing connections where the gradient of the loss is largest, without ever holding that gradient.
 
-The gradient of a layer's weight is a product of its output gradients and its inputs. It is computed for a few outputs at
-a time into one buffer, and what can be among the k largest is taken out of it: the outcome is exactly that of looking at
-all of it. Nothing is estimated from a sample, which with heavy-tailed rows finds too few.
+The gradient of a layer's weight is a product of its output gradients and its inputs. It is computed for a few outputs
+at a time into one buffer, and what can be among the k largest is taken out of it: the outcome is exactly that of
+looking at all of it. Nothing is estimated from a sample, which with heavy-tailed rows finds too few.
 """
 
 from __future__ import annotations

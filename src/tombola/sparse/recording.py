@@ -66,8 +66,8 @@ class Recorder:
         pieces = self._pieces if self._layer.values.grad is not None else []  # else they are of a step given up
         if not pieces and self._layer.values.grad is not None:
             raise RuntimeError(
-                f"the backward pass of {self.name!r} was not seen, but it takes its inputs and output gradients to grow "
-                "connections; call attach() before the forward pass, and set no gradients by hand"
+                f"the backward pass of {self.name!r} was not seen, but it takes its inputs and output gradients to "
+                "grow connections; call attach() before the forward pass, and set no gradients by hand"
             )
         for x, gradient, *versions in pieces:
             if [x._version, gradient._version] != versions:

@@ -70,8 +70,9 @@ class SparseState(DynamicState):
         if self._plan.gradient and not self._warned:
             self._warned = True
             warnings.warn(
-                f"attach: there are several ranks, but the model is no DistributedDataParallel, so {type(self.method).__name__} "
-                "grows connections by the gradients of this rank alone; if ranks share a batch, attach to the wrapped model",
+                f"attach: this is one of several ranks, but the model is no DistributedDataParallel, so "
+                f"{type(self.method).__name__} grows connections by the gradients of this rank alone; if the ranks "
+                "share each batch, attach to the wrapped model",
                 stacklevel=4,
             )
         for recorder in self._recorders.values():

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -178,7 +179,8 @@ class _Largest:
         from tombola.sparse.scan import scan  # imports Numba: not before it is needed
 
         arrays = self._values.numpy(), self._places.numpy()
-        self._count = scan(block.numpy(), offset, self._least, self._least == self.cut, *arrays, self._count)
+        least, strict = np.float32(self._least), self._least == self.cut
+        self._count = scan(block.numpy(), offset, least, strict, *arrays, self._count)
         if self._count > self._full:
             self._cut()
 

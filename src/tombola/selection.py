@@ -73,10 +73,9 @@ def maskable(model: nn.Module, select: Select | None = None) -> Maskable:
     model = unwrapped(model)
     kinds, layers = _kinds(model, types), _sparse_layers(model)
     found = Maskable()
-    for own_name, parameter in model.named_parameters():
-        layer, name = layers.get(id(parameter)), own_name
-        if layer is not None:
-            name = f"{own_name.removesuffix('values')}weight"
+    for name, parameter in model.named_parameters():
+        if (layer := layers.get(id(parameter))) is not None:
+            name = f"{name.removesuffix('values')}weight"
             kinds[id(parameter)] = ("the values of a sparse layer", types is None or isinstance(layer, types))
         reason = _unfit(parameter)
         if names is not None:
@@ -95,7 +94,7 @@ def maskable(model: nn.Module, select: Select | None = None) -> Maskable:
             if layer is not None:
                 found.sparse[name] = layer
         else:
-            found.others[own_name] = reason
+            found.others[name] = reason
     if missing := [name for name in names or () if name not in found]:
         has = ", ".join([*found, *found.others])
         raise ValueError(f"select: the model has no parameter {missing[0]!r}; it has {has}")

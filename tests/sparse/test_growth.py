@@ -88,13 +88,13 @@ def test_heavy_tailed_rows(number: int, entries: int) -> None:
 
 
 CONVOLUTIONS = [
-    dict(kernel_size=3),
-    dict(kernel_size=3, stride=2, padding=1),
-    dict(kernel_size=(1, 5), stride=(2, 3), padding=(0, 2)),
-    dict(kernel_size=3, dilation=2, groups=2),
-    dict(kernel_size=2, padding=2, stride=2, dilation=3, groups=4),
-    dict(kernel_size=1, groups=2),
-    dict(kernel_size=1, stride=2),
+    {"kernel_size": 3},
+    {"kernel_size": 3, "stride": 2, "padding": 1},
+    {"kernel_size": (1, 5), "stride": (2, 3), "padding": (0, 2)},
+    {"kernel_size": 3, "dilation": 2, "groups": 2},
+    {"kernel_size": 2, "padding": 2, "stride": 2, "dilation": 3, "groups": 4},
+    {"kernel_size": 1, "groups": 2},
+    {"kernel_size": 1, "stride": 2},
 ]
 
 
@@ -114,9 +114,7 @@ def test_convolutions(options: dict[str, int], entries: int) -> None:
     there = random_taken(weight.numel(), 0.2, 1)
     assert weight.grad is not None
     for number in (1, weight.numel() // 3):
-        found = best(
-            GradientScores(geometry, pieces), number, taken=there, generator=generator(5), entries=entries
-        )
+        found = best(GradientScores(geometry, pieces), number, taken=there, generator=generator(5), entries=entries)
         assert found.tolist() == reference(weight.grad.abs(), number, there, generator(5)).tolist()
 
 
@@ -172,7 +170,9 @@ def test_memory_follows_the_number_that_grows(monkeypatch: pytest.MonkeyPatch) -
         entries=20_000,
     )
     assert len(found) == 500
-    assert sum(tensor.numel() for tensor in made) <= 20_000 + 2 * (20_000 + 2 * 500 + 1024)  # a block; two of candidates
+    assert sum(tensor.numel() for tensor in made) <= 20_000 + 2 * (
+        20_000 + 2 * 500 + 1024
+    )  # a block; two of candidates
 
 
 def test_an_infinite_gradient_is_an_error() -> None:

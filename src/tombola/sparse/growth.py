@@ -108,7 +108,9 @@ class RandomScores:
 
 
 @torch.no_grad()
-def best(scores: Scores, number: int, *, taken: Tensor, generator: torch.Generator, entries: int = ENTRIES) -> Tensor:
+def best(
+    scores: Scores, number: int, *, taken: Tensor, generator: torch.Generator, entries: int | None = None
+) -> Tensor:
     """The places of the ``number`` largest scores, ascending; of equal ones some that ``generator`` draws.
 
     It is what ``largest`` finds among all scores at once, with the same draws (unless more than 2²² scores are equal to
@@ -119,13 +121,14 @@ def best(scores: Scores, number: int, *, taken: Tensor, generator: torch.Generat
         number: how many.
         taken: (n,) int64, ascending: places that are no candidates.
         generator: on the CPU.
-        entries: numbers of a block, which is at least one row.
+        entries: numbers of a block, which is at least one row; None: 2²¹.
 
     Raises:
         FloatingPointError: a score is infinite.
     """
     if number == 0:
         return taken.new_empty(0)
+    entries = ENTRIES if entries is None else entries
     found = _Largest(number, room=_rows(scores, entries) * scores.width)
     for offset, block in _blocks(scores, taken, entries):
         found.add(block, offset)

@@ -102,8 +102,8 @@ class SparseLayer(nn.Module):
         It is for moves that change the number of connections: :meth:`move` must follow.
         """
         self.values.grad = None
-        # a graph that is still alive, that of the last loss, keeps a node that would go on to expect gradients of the old
-        # size; autograd makes a new one where the type has changed
+        # a graph that is still alive, that of the last loss, keeps a node that would go on to expect gradients of the
+        # old size; autograd makes a new one where the type has changed
         self.values.data = torch.empty(0, dtype=torch.float64)
         self.values.data = torch.empty_like(values)
         self.values.copy_(values)  # in place, so that autograd refuses a backward pass of before

@@ -11,8 +11,8 @@ _STRIDE = 64  # numbers that are looked at together: most have nothing among the
 
 
 def _scan(block: Any, offset: int, least: Any, strict: bool, values: Any, indices: Any, count: int) -> int:
-    """Add the numbers of ``block`` that reach ``least``, a float32 (``strict``: that exceed it), to ``values`` and their
-    places to ``indices``, from ``count`` on; return the new count. Both have room for a whole block."""
+    """Add the numbers of ``block`` that reach ``least``, a float32 (``strict``: that exceed it), to ``values``, and
+    their places to ``indices``, from ``count`` on; return the new count. Both have room for a whole block."""
     whole = block.size // _STRIDE * _STRIDE
     for begin in range(0, whole, _STRIDE):
         reach = np.int32(0)

@@ -51,6 +51,7 @@ class Rewiring:
             scores: Scores = RandomScores(geometry, generator)
             if by == "gradient":
                 scores = GradientScores(geometry, self._pieces, self._group)
+            self._magnitudes = self._magnitudes.new_empty(0)  # no longer those of all
             self._now = torch.cat([self._now, best(scores, number, taken=self._now, generator=generator)]).sort().values
 
     @torch.no_grad()

@@ -36,5 +36,6 @@ for step in range(steps):
         with torch.no_grad():
             right = (model(test_x).argmax(1) == test_y).float().mean()
         print(f"step {step + 1}: loss {loss.item():.3f}, test accuracy {100 * right:.1f} %")
-print(f"{run.density:.3f} of the weights are there; {100 * start.overlap(run.masks):.0f} % of where they were or are")
+kept = int(sum((mask & run.masks[name]).sum() for name, mask in start.items())) / start.kept
+print(f"{run.density:.1%} of the weights are there, {kept:.0%} of them where they began")
 run.detach()

@@ -19,10 +19,11 @@ from torch.optim import Optimizer
 
 from tombola.checks import check_arguments, check_gradients, check_parameters
 from tombola.describe import describe
-from tombola.dynamic import DynamicState
+from tombola.dynamic import DynamicState, moving_seed
 from tombola.hard import HardState
 from tombola.masks import Masks, check_same_layout, pack
 from tombola.methods.protocol import DynamicMethod, HardMethod, Moment, SoftMethod
+from tombola.rewire import SparseState, begin_sparse
 from tombola.selection import Select, maskable
 from tombola.soft import SoftState
 from tombola.states import check_attachment, checked_outcome
@@ -43,6 +44,12 @@ def attach(
     seed: int = 0,
 ) -> Attachment:
     """Run ``method`` on ``model`` while ``optimizer`` trains it; the loop itself stays as it is.
+
+    In a model with sparse layers (:class:`tombola.sparse.SparseLayer`) RigL, SET and GraNet move the connections of
+    these, and nothing of the dense layers' size is ever held. Sparse layers begin with the connections that they have,
+    however many: the method's density and budget are for dense parameters alone, which are only masked there if
+    ``select`` says so. GraNet then prunes all of them together, down to its density. Masks name a sparse layer's
+    connections as the weight of the dense layer, ``….weight``.
 
     Args:
         model: any module. Its storage, names and classes are not touched.
@@ -66,7 +73,7 @@ class Attachment:
     Attributes:
         step: optimiser steps done since attaching. A step that loss scaling skipped does not count.
         steps: the number announced to ``attach``.
-        parameters: name -> masked parameter.
+        parameters: name -> masked parameter; for a sparse layer its values.
     """
 
     def __init__(
@@ -86,7 +93,8 @@ class Attachment:
         self.optimizer = optimizer
         self.steps = steps
         self.step = 0
-        self.parameters: dict[str, Parameter] = dict(maskable(model, select))
+        found = maskable(model, select)
+        self.parameters: dict[str, Parameter] = dict(found)
         self._steps_per_epoch = steps_per_epoch
         self._seed = seed
         self._weights = sum(parameter.numel() for parameter in self.parameters.values())
@@ -95,7 +103,16 @@ class Attachment:
         self._final_scores: dict[str, Tensor] = {}
         self._detached = False
         self._state: HardState | SoftState
-        if isinstance(method, SoftMethod):
+        if found.sparse:
+            generator = torch.Generator().manual_seed(seed)
+            begun, masks = begin_sparse(model, found, optimizer, method, generator)
+            self.parameters = begun.found
+            check_parameters(self.parameters, optimizer, _live, sparse=begun.layers)
+            if begun.moves:
+                generator.manual_seed(moving_seed(seed))
+            begun.prepare(self._moment())
+            self._state, begin = begun, partial(begun.hold, masks)
+        elif isinstance(method, SoftMethod):
             check_parameters(self.parameters, optimizer, _live)
             method.temperature(self._moment())  # so that what is missing for it comes to light before anything changes
             generator = torch.Generator(next(iter(self.parameters.values())).device).manual_seed(seed)
@@ -103,15 +120,16 @@ class Attachment:
             begin = partial(self._state.write, self._moment())
         else:
             generator = torch.Generator().manual_seed(seed)
-            masks = method.start(self.parameters, generator=generator)
-            self.parameters = {name: self.parameters[name] for name in masks}
+            held = method.start(self.parameters, generator=generator)
+            self.parameters = {name: self.parameters[name] for name in held}
             check_parameters(self.parameters, optimizer, _live)
             if isinstance(method, DynamicMethod):
+                generator.manual_seed(moving_seed(seed))
                 self._state = DynamicState(self.parameters, optimizer, method, generator)
                 self._state.prepare(self._moment())
             else:
                 self._state = HardState(self.parameters, optimizer)
-            begin = partial(self._state.hold, masks)
+            begin = partial(self._state.hold, held)
         begin() if state is None else self.load_state_dict(state)
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -135,7 +153,10 @@ class Attachment:
     @property
     def density(self) -> float:
         """Kept weights / masked weights, by the hard masks."""
-        return self.masks.density
+        if isinstance(self._state, SoftState):
+            return self.masks.density
+        counts = self._state.counts().values()
+        return sum(kept for kept, _ in counts) / max(sum(size for _, size in counts), 1)
 
     @property
     def scores(self) -> dict[str, Tensor]:
@@ -145,7 +166,8 @@ class Attachment:
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """Parameter name -> weight that the optimiser updates (a copy): for soft methods the weight under the mask."""
+        """Parameter name -> weight that the optimiser updates (a copy): for soft methods the weight under the mask, for
+        sparse layers their values."""
         if isinstance(self._state, SoftState):
             return {name: weight.clone() for name, weight in self._state.weights.items()}
         return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
@@ -176,13 +198,14 @@ class Attachment:
     def diagnostics(self) -> dict[str, Any]:
         """Whether the outcome can be trusted: density; undecided, the share of scores with |β·s| < 4; temperature
         (None for hard masks); dead_layers, the names of layers that keep nothing."""
+        if isinstance(self._state, HardState):
+            dead = [name for name, (kept, _) in self._state.counts().items() if kept == 0]
+            return {"density": self.density, "undecided": 0.0, "temperature": None, "dead_layers": dead}
         masks = self.masks
-        found = {"density": masks.density, "undecided": 0.0, "temperature": None, "dead_layers": masks.dead()}
-        if isinstance(self._state, SoftState):
-            beta = self._state.method.temperature(self._moment())
-            undecided = sum(int((score.abs() * beta < UNDECIDED).sum()) for score in self._state.scores.values())
-            found |= {"undecided": undecided / self._weights, "temperature": beta}
-        return found
+        found = {"density": masks.density, "dead_layers": masks.dead()}
+        beta = self._state.method.temperature(self._moment())
+        undecided = sum(int((score.abs() * beta < UNDECIDED).sum()) for score in self._state.scores.values())
+        return found | {"undecided": undecided / self._weights, "temperature": beta}
 
     @contextmanager
     def hard(self) -> Iterator[None]:
@@ -262,21 +285,27 @@ class Attachment:
     # ---- saving and leaving
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain data: with those of the model and the optimiser all that it takes to go on bit by bit."""
+        """Tensors and plain data: with those of the model and the optimiser all that it takes to go on bit by bit.
+
+        Where sparse layers have their connections is in the model's state; this one knows a digest of it.
+        """
         state: dict[str, Any] = {"method": describe(self.method), "step": self.step, "steps": self.steps}
         if isinstance(self._state, SoftState):
             return state | {"soft": self._state.state_dict()}
+        if isinstance(self._state, SparseState):
+            return state | self._state.state_dict()
         masks = {name: pack(mask) for name, mask in self._state.masks.items()}
         shapes = {name: list(mask.shape) for name, mask in self._state.masks.items()}
         state["hard"] = {"masks": masks, "shapes": shapes, "scores": self.scores}
         return state | ({"dynamic": self._state.state_dict()} if isinstance(self._state, DynamicState) else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`. Load the model's and the optimiser's state too, before or after.
+        """Go on from :meth:`state_dict`. Load the model's and the optimiser's state too, before or after; that of a
+        model with sparse layers before.
 
         Raises:
             ValueError: the state is of another method, other settings or other parameters, or damaged, or this
-                attachment is detached. Nothing has changed then.
+                attachment is detached, or sparse layers have their connections elsewhere. Nothing has changed then.
         """
         if self._detached:
             raise ValueError("this attachment is detached; call attach() again and load the state into the new one")
@@ -287,6 +316,12 @@ class Attachment:
             self._state.check(state["soft"])
             self.step = step
             self._state.load_state_dict(state["soft"], self._moment())
+            return
+        if isinstance(self._state, SparseState):
+            self._state.check(state)
+            self.step = step
+            self._state.load_state_dict(state)
+            self._state.prepare(self._moment())
             return
         masks, scores = checked_outcome(state["hard"], self.method, self.parameters)
         if isinstance(self._state, DynamicState):
@@ -307,7 +342,7 @@ class Attachment:
         if isinstance(self._state, SoftState):
             self._harden(self._state)
         if isinstance(self._state, HardState):
-            self._state.release()
+            self._state.leave()
         for hook in self._hooks:
             hook.remove()
         _live.discard(self)

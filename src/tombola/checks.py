@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from torch.nn import Parameter
@@ -39,8 +39,17 @@ def check_arguments(optimizer: Optimizer, method: object, steps: int, steps_per_
         raise ValueError("attach: maximize=True does not go with a penalty; minimise the negative objective instead")
 
 
-def check_parameters(parameters: Mapping[str, Parameter], optimizer: Optimizer, live: Iterable[Attachment]) -> None:
-    """Raise ValueError for a parameter that the optimiser lacks, that another attachment has, or that is not finite."""
+def check_parameters(
+    parameters: Mapping[str, Parameter],
+    optimizer: Optimizer,
+    live: Iterable[Attachment],
+    *,
+    sparse: Container[str] = (),
+) -> None:
+    """Raise ValueError for a parameter that the optimiser lacks, that another attachment has, or that is not finite.
+
+    ``sparse`` are the names that stand for the values of sparse layers.
+    """
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     taken = _taken(live)
     if any(id(parameter) in taken for parameter in parameters.values()):
@@ -49,8 +58,9 @@ def check_parameters(parameters: Mapping[str, Parameter], optimizer: Optimizer, 
         taken = _taken(live)
     for name, parameter in parameters.items():
         if id(parameter) not in held:
+            what = f"the parameter `values` of the sparse layer {name!r}" if name in sparse else repr(name)
             raise ValueError(
-                f"attach: {name!r} is not in the optimiser; add it, or leave it out with select=lambda name, p: …"
+                f"attach: {what} is not in the optimiser; add it, or leave it out with select=lambda name, p: …"
             )
         if id(parameter) in taken:
             raise ValueError(

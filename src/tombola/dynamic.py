@@ -17,6 +17,11 @@ from tombola.scaling import undo_loss_scale
 from tombola.states import check_generator, check_keys, check_tensors
 
 
+def moving_seed(seed: int) -> int:
+    """The seed of the moves: another than that of the start, so that what is drawn does not depend on the start."""
+    return seed ^ 0x6D6F7665  # PyTorch's generator on the CPU looks at the lowest 32 bits
+
+
 class DynamicState(HardState):
     """Masks that a method moves. ``memory`` is what it keeps from one step to another."""
 

@@ -38,8 +38,12 @@ class HardState:
         everything = {name: torch.ones_like(p, dtype=torch.bool) for name, p in self.parameters.items()}
         return Masks(everything | {name: packed.mask() for name, packed in self._packed.items()})
 
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Name -> weights that are kept, and all."""
+        return {name: (int(mask.sum()), mask.numel()) for name, mask in self.masks.items()}
+
     @torch.no_grad()
-    def hold(self, masks: Masks) -> None:
+    def hold(self, masks: Mapping[str, Tensor]) -> None:
         """Take ``masks``: clear weights, gradients and optimiser state where they are False, and keep them so."""
         self.release()
         # a layer that keeps every weight needs no work at all
@@ -69,6 +73,10 @@ class HardState:
     def release(self) -> None:
         """Remove the hooks; the weights stay as they are."""
         _remove(self._hooks)
+
+    def leave(self) -> None:
+        """The same, for good."""
+        self.release()
 
 
 def _remove(hooks: list[RemovableHandle]) -> None:

@@ -83,6 +83,11 @@ class TicketSearch:
         self.seed = seed
         self.about = dict(about or {})
         parameters = maskable(model, select)
+        if parameters.sparse:
+            raise ValueError(
+                f"TicketSearch: {next(iter(parameters.sparse))!r} is a sparse layer, but a search needs all weights; "
+                "begin with the dense model, and make the ticket sparse afterwards"
+            )
         self._steps_before = 0  # of rounds that are over
         self._index = 1
         self._masks = Masks({n: torch.ones_like(p, dtype=torch.bool) for n, p in parameters.items()})

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from torch import nn
 from torch.nn.parameter import Parameter, UninitializedParameter
+
+if TYPE_CHECKING:
+    from tombola.sparse import SparseLayer
 
 Select: TypeAlias = Iterable[str] | Callable[[str, Parameter], bool] | type[nn.Module] | Iterable[type[nn.Module]]
 
@@ -35,11 +38,18 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 class Maskable(dict[str, Parameter]):
-    """Parameter name -> parameter that gets a mask. ``others`` says of each other parameter why it gets none."""
+    """Parameter name -> parameter that gets a mask.
+
+    Attributes:
+        others: name of each other parameter -> why it gets none.
+        sparse: those of the names that stand for the connections of a sparse layer -> that layer. Such a name is the
+            one of the dense layer's weight, ``….weight``; the parameter are its values.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.others: dict[str, str] = {}
+        self.sparse: dict[str, SparseLayer] = {}
 
 
 def maskable(model: nn.Module, select: Select | None = None) -> Maskable:
@@ -49,6 +59,10 @@ def maskable(model: nn.Module, select: Select | None = None) -> Maskable:
     projections of MultiheadAttention; never biases, norms or embeddings, nor frozen parameters. A tied weight counts
     once, under its first name; one that is also an embedding is left dense.
 
+    In a model with sparse layers (:class:`~tombola.sparse.SparseLayer`) the default is those layers alone: what is
+    still dense there was left so on purpose. Names and types can add dense weights, a predicate chooses among both; a
+    sparse layer goes by the name that its weight has in the dense layer, ``….weight``.
+
     ``select`` replaces the default: parameter names; a predicate ``(name, parameter) -> bool`` that thins the default
     choice out; or module types (as for ``isinstance``), whose parameters of two or more dimensions are all taken.
 
@@ -57,9 +71,12 @@ def maskable(model: nn.Module, select: Select | None = None) -> Maskable:
     """
     names, predicate, types = _understood(select)
     model = unwrapped(model)
-    kinds = _kinds(model, types)
+    kinds, layers = _kinds(model, types), _sparse_layers(model)
     found = Maskable()
     for name, parameter in model.named_parameters():
+        if (layer := layers.get(id(parameter))) is not None:
+            name = f"{name.removesuffix('values')}weight"
+            kinds[id(parameter)] = ("the values of a sparse layer", types is None or isinstance(layer, types))
         reason = _unfit(parameter)
         if names is not None:
             if reason and name in names:
@@ -70,8 +87,12 @@ def maskable(model: nn.Module, select: Select | None = None) -> Maskable:
             reason = None if masked else kind
             if masked and predicate is not None and not predicate(name, parameter):
                 reason = "not selected"
+            if masked and select is None and layers and layer is None:
+                reason = "dense beside sparse layers; select=… can name it"
         if reason is None:
             found[name] = parameter
+            if layer is not None:
+                found.sparse[name] = layer
         else:
             found.others[name] = reason
     if missing := [name for name in names or () if name not in found]:
@@ -112,6 +133,13 @@ def _unfit(parameter: Parameter) -> str | None:
     if not parameter.requires_grad:
         return "frozen (requires_grad=False)"
     return None
+
+
+def _sparse_layers(model: nn.Module) -> dict[int, SparseLayer]:
+    """Identity of the values -> sparse layer."""
+    from tombola.sparse.layer import SparseLayer  # not above: files of tombola.sparse may stand on this one
+
+    return {id(module.values): module for module in model.modules() if isinstance(module, SparseLayer)}
 
 
 def _kinds(model: nn.Module, types: _Types | None) -> dict[int, tuple[str, bool]]:

@@ -37,6 +37,10 @@ def checked_outcome(
     hard: object, method: HardMethod | SoftMethod, parameters: Mapping[str, Parameter]
 ) -> tuple[Masks, dict[str, Tensor]]:
     """Hard masks, and the scores they come from if any, out of an attachment's state, on the parameters' devices."""
+    if isinstance(hard, Mapping) and "positions" in hard:
+        raise ValueError(
+            "the state is of a model with sparse layers, of which this one has none; load it into such a one"
+        )
     check_keys(hard, ("masks", "shapes", "scores"), "an attachment")
     assert isinstance(hard, Mapping)
     masks = checked_masks(hard["masks"], parameters, {} if hard["shapes"] is None else hard["shapes"])

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from tombola.budgets import global_
-from tombola.masks import Masks
-from tombola.methods.moves import Moves, best_masks, random_masks
-from tombola.methods.protocol import Moment, Plan, check_density, is_number
+from tombola.masks import Masks, largest
+from tombola.methods.moves import Moves, best_masks, random_masks, start_beside
+from tombola.methods.protocol import Connections, Moment, Plan, Sparse, check_density, is_number
 from tombola.schedules import cubic
 
 
@@ -36,6 +37,8 @@ class GraNet(Moves):
     Raises:
         ValueError: a value outside its range.
     """
+
+    prunes: ClassVar[bool] = True
 
     initial_density: float = 0.5
     prune_until: float = 0.5
@@ -83,5 +86,22 @@ class GraNet(Moves):
         """Prune over all layers, then move within each."""
         magnitudes = {name: torch.where(mask, weights[name].detach().abs(), -1.0) for name, mask in masks.items()}
         left = best_masks(magnitudes, global_, min(self.density_at(moment), masks.density), generator)
-        growth = {name: memory.pop(name).abs() for name in masks}
-        return self.moved(weights, left, growth, moment, generator)
+        moved = self.moved(weights, left, lambda name: memory.pop(name).abs(), moment, generator)
+        memory.clear()  # of layers that grew nothing
+        return moved
+
+    def start_sparse(
+        self, parameters: Mapping[str, Tensor], layers: Mapping[str, Sparse], *, generator: torch.Generator
+    ) -> dict[str, Tensor | None]:
+        """Random masks of the initial density for dense parameters; sparse layers begin with what they have."""
+        return start_beside(self, None, parameters, layers, generator)
+
+    def rewire(self, layers: Mapping[str, Connections], moment: Moment, *, generator: torch.Generator) -> None:
+        """Prune over all layers, down to the schedule, then move within each."""
+        counts, size = [layer.count for layer in layers.values()], sum(layer.size for layer in layers.values())
+        left = round(min(self.density_at(moment), sum(counts) / size) * size)
+        everything = torch.cat([layer.magnitudes() for layer in layers.values()])
+        chosen = largest(everything, left, generator=generator).split(counts)
+        for layer, mine in zip(layers.values(), chosen, strict=True):
+            layer.keep(mine)
+        self.rewired(layers, "gradient", moment, generator)

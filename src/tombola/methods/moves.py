@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from tombola.budgets import Budget, erk, global_
 from tombola.masks import Masks, largest
-from tombola.methods.protocol import Moment, check_density, is_number
+from tombola.methods.protocol import Connections, HardMethod, Moment, Sparse, check_density, is_number
 from tombola.patterns import ConstantFanIn, Pattern, choose, complete, fitted
 
 Anneal = Literal["cosine", "constant", "linear", "inverse_power"]
@@ -40,6 +41,8 @@ class Moves:
     Raises:
         ValueError: a value outside its range.
     """
+
+    prunes: ClassVar[bool] = False
 
     density: float
     budget: Budget = erk
@@ -79,11 +82,14 @@ class Moves:
         self,
         weights: Mapping[str, Tensor],
         masks: Masks,
-        growth: Mapping[str, Tensor],
+        growth: Callable[[str], Tensor],
         moment: Moment,
         generator: torch.Generator,
     ) -> Masks:
-        """The masks after each layer has dropped its smallest weights and grown as many where ``growth`` is best."""
+        """The masks after each layer has dropped its smallest weights and grown as many where ``growth`` is best.
+
+        It is asked for one layer at a time, and then only if there is something to grow.
+        """
         fraction, pattern, moved = self.fraction(moment), self.pattern, {}
         totals = masks.counts()
         if isinstance(pattern, ConstantFanIn) and pattern.ablate:  # fewer outputs may not divide the budget's count
@@ -96,13 +102,53 @@ class Moves:
                 pattern = ConstantFanIn()
             n = int(fraction * int(mask.sum()))
             moved[name] = drop_and_grow(
-                weights[name], mask, growth[name], n=n, total=totals[name], generator=generator, pattern=pattern
+                weights[name],
+                mask,
+                partial(growth, name),
+                n=n,
+                total=totals[name],
+                generator=generator,
+                pattern=pattern,
             )
         return Masks(moved)
+
+    def rewired(
+        self,
+        layers: Mapping[str, Connections],
+        by: Literal["gradient", "chance"],
+        moment: Moment,
+        generator: torch.Generator,
+    ) -> None:
+        """The same for layers that hold no masks."""
+        for layer in layers.values():
+            n = int(self.fraction(moment) * layer.count)
+            layer.keep(largest(layer.magnitudes(), layer.count - n, generator=generator))
+            layer.grow(n, by=by, generator=generator)
 
     def start(self, parameters: Mapping[str, Tensor], *, generator: torch.Generator) -> Masks:
         """Random masks with the budget's counts."""
         return random_masks(parameters, self.budget, self.density, generator, self.pattern)
+
+
+def start_beside(
+    method: HardMethod,
+    pattern: Pattern | None,
+    parameters: Mapping[str, Tensor],
+    layers: Mapping[str, Sparse],
+    generator: torch.Generator,
+) -> dict[str, Tensor | None]:
+    """``method``'s masks for the dense parameters alone; the sparse layers keep the connections that they have.
+
+    Raises:
+        ValueError: it has a pattern.
+    """
+    if pattern is not None:
+        raise ValueError(
+            f"attach: {type(method).__name__}(pattern={pattern!r}) does not go with sparse layers, whose connections "
+            "lie anywhere; leave the pattern out, or mask dense layers"
+        )
+    begun = method.start(parameters, generator=generator) if parameters else {}
+    return {**dict.fromkeys(layers), **begun}
 
 
 def random_masks(
@@ -156,7 +202,7 @@ def checked_counts(
 def drop_and_grow(
     weight: Tensor,
     mask: Tensor,
-    growth: Tensor,
+    growth: Tensor | Callable[[], Tensor],
     *,
     n: int,
     total: int | None = None,
@@ -170,7 +216,8 @@ def drop_and_grow(
     Args:
         weight: effective weights, of the layer's shape.
         mask: bool, the connections that there are.
-        growth: 0 or more, what makes a missing connection worth having.
+        growth: 0 or more for each weight, what makes a missing connection worth having; or what gives it, which is not
+            called if nothing grows.
         n: connections to move, at most as many as there are; under a pattern whole units.
         total: connections that there are to be after the move; None: as many as before.
         generator: settles ties.
@@ -182,7 +229,9 @@ def drop_and_grow(
     magnitude = torch.where(mask, weight.detach().abs(), -1.0)
     if pattern is None:
         kept = largest(magnitude, before - n, generator=generator)
-        return kept | largest(torch.where(kept, -1.0, growth), total - (before - n), generator=generator)
+        grown = total - (before - n)
+        return kept | largest(torch.where(kept, -1.0, _of(growth)), grown, generator=generator) if grown else kept
+    growth = _of(growth)
     groups, _, size = pattern.units(mask.shape)
     there = pattern.split(mask)
     stay = largest(pattern.split(magnitude).sum(2), before // size - n // size, generator=generator)
@@ -194,3 +243,7 @@ def drop_and_grow(
         stay &= needed.unsqueeze(1) > 0
     kept = pattern.join(stay.unsqueeze(2).expand(there.shape), mask.shape)
     return complete(kept, growth, needed, pattern, generator)
+
+
+def _of(growth: Tensor | Callable[[], Tensor]) -> Tensor:
+    return growth if isinstance(growth, Tensor) else growth()

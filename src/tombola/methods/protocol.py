@@ -11,7 +11,7 @@ import math
 import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -90,6 +90,75 @@ class DynamicMethod(HardMethod, Protocol):
         generator: torch.Generator,
     ) -> Masks:
         """The masks from now on. What ``memory`` holds any longer than needed is stored and saved."""
+
+
+class Sparse(Protocol):
+    """A sparse layer as far as methods know it.
+
+    Attributes:
+        shape: of the dense layer's weight.
+    """
+
+    shape: torch.Size
+
+    def mask(self) -> Tensor:
+        """Where it has connections: bool, of this shape."""
+
+
+class Connections(Protocol):
+    """The connections of one layer, sparse or under a mask, as a method moves them: nothing of the dense layer's size.
+
+    Attributes:
+        size: weights of the layer when dense.
+    """
+
+    size: int
+
+    @property
+    def count(self) -> int:
+        """Connections that there are."""
+
+    def magnitudes(self) -> Tensor:
+        """(count,): their absolute weights; before anything is grown."""
+
+    def keep(self, chosen: Tensor) -> None:
+        """Drop those that are False in ``chosen``, (count,)."""
+
+    def grow(self, number: int, *, by: Literal["gradient", "chance"], generator: torch.Generator) -> None:
+        """Add the ``number`` best of the missing ones; what was dropped is among the candidates.
+
+        One that was there before keeps its weight and its optimiser state.
+        """
+
+
+@runtime_checkable
+class SparseMethod(HardMethod, Protocol):
+    """A hard method that also works on sparse layers, which begin with the connections that they have."""
+
+    def start_sparse(
+        self, parameters: Mapping[str, Tensor], layers: Mapping[str, Sparse], *, generator: torch.Generator
+    ) -> dict[str, Tensor | None]:
+        """Masks to begin with for the dense ``parameters``, and None for each sparse layer that it works on.
+
+        Args:
+            parameters: the dense ones that are to be masked; maybe none.
+            layers: the sparse ones, by the names that their weights would have if they were dense.
+            generator: on the CPU.
+        """
+
+
+@runtime_checkable
+class RewiringMethod(DynamicMethod, SparseMethod, Protocol):
+    """A dynamic method that can move the connections of sparse layers, for which its plans are as for masks.
+
+    Attributes:
+        prunes: whether layers lose connections for good.
+    """
+
+    prunes: ClassVar[bool]
+
+    def rewire(self, layers: Mapping[str, Connections], moment: Moment, *, generator: torch.Generator) -> None:
+        """Move the connections of all layers, as ``move`` does."""
 
 
 @runtime_checkable

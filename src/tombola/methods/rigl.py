@@ -20,8 +20,8 @@ from torch import Tensor
 
 from tombola.budgets import Budget, erk
 from tombola.masks import Masks
-from tombola.methods.moves import Moves
-from tombola.methods.protocol import Moment, Plan
+from tombola.methods.moves import Moves, start_beside
+from tombola.methods.protocol import Connections, Moment, Plan, Sparse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,5 +79,25 @@ class RigL(Moves):
         generator: torch.Generator,
     ) -> Masks:
         """Each layer keeps its count."""
-        growth = {name: memory.pop(name).abs() for name in masks}
-        return self.moved(weights, masks, growth, moment, generator)
+        moved = self.moved(weights, masks, lambda name: memory.pop(name).abs(), moment, generator)
+        memory.clear()  # of layers that grew nothing
+        return moved
+
+    def start_sparse(
+        self, parameters: Mapping[str, Tensor], layers: Mapping[str, Sparse], *, generator: torch.Generator
+    ) -> dict[str, Tensor | None]:
+        """Random masks with the budget's counts for dense parameters; sparse layers have theirs.
+
+        Raises:
+            ValueError: ``average`` or a pattern, which sparse layers do not go with.
+        """
+        if self.average > 1:
+            raise ValueError(
+                f"attach: RigL(average={self.average}) adds up gradients of all weights, which sparse layers never "
+                "hold; leave average=1, and accumulate the gradients of several batches if one is too small"
+            )
+        return start_beside(self, self.pattern, parameters, layers, generator)
+
+    def rewire(self, layers: Mapping[str, Connections], moment: Moment, *, generator: torch.Generator) -> None:
+        """Each layer keeps its count."""
+        self.rewired(layers, "gradient", moment, generator)

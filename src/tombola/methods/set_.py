@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from tombola.masks import Masks
-from tombola.methods.moves import Moves
-from tombola.methods.protocol import Moment, Plan
+from tombola.methods.moves import Moves, start_beside
+from tombola.methods.protocol import Connections, Moment, Plan, Sparse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,19 @@ class SET(Moves):
         generator: torch.Generator,
     ) -> Masks:
         """Each layer keeps its count."""
-        # drawn on the CPU, so that every rank and every device grows the same
-        growth = {n: torch.rand(mask.shape, generator=generator).to(mask.device) for n, mask in masks.items()}
+
+        def growth(name: str) -> Tensor:
+            # drawn on the CPU, so that every rank and every device grows the same
+            return torch.rand(masks[name].shape, generator=generator).to(masks[name].device)
+
         return self.moved(weights, masks, growth, moment, generator)
+
+    def start_sparse(
+        self, parameters: Mapping[str, Tensor], layers: Mapping[str, Sparse], *, generator: torch.Generator
+    ) -> dict[str, Tensor | None]:
+        """Random masks with the budget's counts for dense parameters; sparse layers have theirs."""
+        return start_beside(self, self.pattern, parameters, layers, generator)
+
+    def rewire(self, layers: Mapping[str, Connections], moment: Moment, *, generator: torch.Generator) -> None:
+        """Each layer keeps its count."""
+        self.rewired(layers, "chance", moment, generator)

@@ -57,5 +57,4 @@ class SNFS(Moves):
         generator: torch.Generator,
     ) -> Masks:
         """Each layer keeps its count."""
-        growth = {name: mean.abs() for name, mean in memory.items()}
-        return self.moved(weights, masks, growth, moment, generator)
+        return self.moved(weights, masks, lambda name: memory[name].abs(), moment, generator)

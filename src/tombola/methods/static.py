@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tombola.budgets import Budget, erk
 from tombola.masks import Masks
-from tombola.methods.moves import random_masks
-from tombola.methods.protocol import check_density
+from tombola.methods.moves import random_masks, start_beside
+from tombola.methods.protocol import Sparse, check_density
 from tombola.patterns import Pattern
 
 
@@ -35,3 +35,9 @@ class Static:
     def start(self, parameters: Mapping[str, Tensor], *, generator: torch.Generator) -> Masks:
         """Random masks with the budget's counts."""
         return random_masks(parameters, self.budget, self.density, generator, self.pattern)
+
+    def start_sparse(
+        self, parameters: Mapping[str, Tensor], layers: Mapping[str, Sparse], *, generator: torch.Generator
+    ) -> dict[str, Tensor | None]:
+        """Random masks with the budget's counts for dense parameters; sparse layers have theirs."""
+        return start_beside(self, self.pattern, parameters, layers, generator)

@@ -96,8 +96,23 @@ class SparseLayer(nn.Module):
 
     def move(self, places: Tensor) -> None:
         """Let the values, as they are, stand at other ``places``: ascending, distinct, as many as there are values."""
+        if places.numel() != self.values.numel():
+            raise ValueError(f"move: {places.numel()} places for {self.values.numel()} values")
         pointers, columns = of_places(places, self.geometry)
         self._take(positions(pointers, columns, self.geometry))
+
+    @torch.no_grad()
+    def resize(self, values: Tensor) -> None:
+        """Take ``values`` of another number; ``values`` stays the same parameter, without a gradient.
+
+        It is for moves that change the number of connections: :meth:`move` must follow.
+        """
+        self.values.grad = None
+        # a graph that is still alive, that of the last loss, keeps a node that would go on to expect gradients of the
+        # old size; autograd makes a new one where the type has changed
+        self.values.data = torch.empty(0, dtype=torch.float64)
+        self.values.data = torch.empty_like(values)
+        self.values.copy_(values)  # in place, so that autograd refuses a backward pass of before
 
     def _take(self, found: Positions) -> None:
         for name, tensor in found._asdict().items():
@@ -191,6 +206,10 @@ class SparseLayer(nn.Module):
         except ValueError as error:
             errors.append(f"{prefix}{error}")
             return
+        if "columns" in found and found["columns"].shape != self.columns.shape:
+            # of a layer that was pruned, or made with another density
+            self.resize(self.values.new_zeros(found["columns"].numel()))
+            self.columns = torch.empty_like(found["columns"])
         super()._load_from_state_dict(state_dict, prefix, *rest)
         if "columns" in found:
             self._take(positions(self.pointers, self.columns, self.geometry))
@@ -204,10 +223,10 @@ class SparseLayer(nn.Module):
                 raise ValueError(f"{name}: must be a tensor, not {type(found[name]).__name__}")
         if "columns" in found:
             check(found["pointers"], found["columns"], self.geometry)
-        for name, tensor in found.items():
-            shape = tuple(getattr(self, name).shape)
-            if tuple(tensor.shape) != shape:
-                raise ValueError(f"{name}: size mismatch: {tuple(tensor.shape)}, but {shape} in the layer")
+        if "values" in found:
+            shape = found.get("columns", self.columns).shape
+            if found["values"].shape != shape:
+                raise ValueError(f"values: size mismatch: {tuple(found['values'].shape)}, but {tuple(shape)} positions")
 
     def extra_repr(self) -> str:
         """Shape and density."""

@@ -6,6 +6,7 @@ They take and give float32 arrays on the CPU with the batch innermost, ``(channe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,10 @@ from tombola.sparse.geometry import Geometry, Pair, Plan
 from tombola.sparse.positions import Positions
 
 _Sizes = list[int]  # a Geometry's numbers one after the other
+
+# Address of a layer's pointers, which stays when it moves -> what is shown the input and the output gradient of each of
+# its backward passes, and told whether they are lent. Empty but before a move that grows by the gradient.
+recorders: dict[int, Callable[[Tensor, Tensor, bool], None]] = {}
 
 
 def product(
@@ -126,10 +131,14 @@ def _by_input(
     return result
 
 
-def _by_values(gradient: Tensor, x: Tensor, pointers: Tensor, entries: Tensor, geometry: Geometry) -> Tensor:
+def _by_values(
+    gradient: Tensor, x: Tensor, pointers: Tensor, entries: Tensor, geometry: Geometry, *, lent: bool = False
+) -> Tensor:
     from tombola.sparse.kernels import PIECE
 
     x, result = x.contiguous(), x.new_zeros(entries.numel())
+    if recorders and (record := recorders.get(pointers.data_ptr())) is not None:
+        record(x, gradient, lent)
     plan = geometry.plan(*x.shape[1:], transposed=False, piece=PIECE)
     _run("gradient", geometry, plan, x, gradient, result, pointers, entries)
     return result
@@ -212,7 +221,8 @@ def sparse_input_gradient(
 @torch.library.custom_op("tombola::sparse_value_gradient", mutates_args=(), device_types="cpu")
 def sparse_value_gradient(gradient: Tensor, x: Tensor, pointers: Tensor, entries: Tensor, sizes: _Sizes) -> Tensor:
     """(O, H', W', N) and (C, H, W, N) -> (nnz,)."""
-    return _by_values(gradient.contiguous(), x, pointers, entries, _geometry(sizes))
+    # a compiled graph may use the memory of both for something else afterwards
+    return _by_values(gradient.contiguous(), x, pointers, entries, _geometry(sizes), lent=True)
 
 
 @sparse_product.register_fake

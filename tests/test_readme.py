@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -72,8 +73,29 @@ def test_a_method_with_its_settings() -> None:
     assert names["run"].masks.kept == round(0.1 * 600)
 
 
+def test_a_really_sparse_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = users_names() | {"tombola": tombola, "torch": torch, "x": torch.randn(8, 12)}
+    masks = tombola.Masks({"0.weight": torch.rand(40, 12) < 0.2, "2.weight": torch.rand(3, 40) < 0.5})
+    names["ticket"] = SimpleNamespace(masks=masks)
+    exec(blocks("python")[3], names)
+    shown = capsys.readouterr().out
+    assert "chosen" in shown
+    assert "even density" in shown
+    again = tombola.sparse.load(tmp_path / "net.safetensors", names["model"])
+    assert torch.equal(again(names["x"]), names["fast"](names["x"]))
+
+
+def test_a_network_that_was_never_dense() -> None:
+    names = {"tombola": tombola, "torch": torch}
+    exec(blocks("python")[4], names)
+    assert names["run"].masks["0.weight"].sum() == round(0.05 * 784 * 4096)
+
+
 def test_every_example_is_tried() -> None:
-    assert len(blocks("python")) == 3
+    assert len(blocks("python")) == 5
 
 
 def test_its_commands_are_understood() -> None:

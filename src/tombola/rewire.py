@@ -46,7 +46,6 @@ class SparseState(DynamicState):
         self.moves = isinstance(method, DynamicMethod)
         self._recorders = {name: Recorder(name, layer) for name, layer in layers.items()} if self.moves else {}
         self._pieces: dict[str, list[Piece]] = {}  # from before the step to the move
-        self._strict = type(optimizer).__module__.startswith("torch.")  # its entries have the parameter's shape
         self._warned = group is not None or not several_ranks()
 
     @property
@@ -95,13 +94,6 @@ class SparseState(DynamicState):
             check_layer(name, layer)
             if layer.values is not self.found[name]:
                 raise RuntimeError(f"the values of the sparse layer {name!r} are another parameter; attach anew")
-            for key, entry in self.optimizer.state.get(layer.values, {}).items():
-                # fused optimisers would not look before they read
-                if self._strict and isinstance(entry, Tensor) and entry.ndim and entry.shape != layer.values.shape:
-                    raise RuntimeError(
-                        f"the optimiser's {key!r} of the sparse layer {name!r} is for {entry.numel()} values, of which "
-                        f"there are {layer.values.numel()} now; load the optimiser's state_dict() with the model's"
-                    )
 
     def _check_frozen(self) -> None:
         mine = self.parameters

@@ -594,17 +594,6 @@ def test_optimisers_and_layers_that_do_not_fit() -> None:
     assert run.step == 0
 
 
-def test_an_optimiser_that_was_left_behind() -> None:
-    model = sparse("mlp")
-    optimizer = Adam(model.parameters(), fused=True)
-    tombola.attach(model, optimizer, METHODS["granet"], steps=STEPS)
-    step_of(model, optimizer, "mlp", 0)
-    pruned = sparse("mlp", Masks({f"{index}.weight": model[index].mask() & False for index in (0, 2, 4)}))  # type: ignore[operator]
-    model.load_state_dict(pruned.state_dict())
-    with pytest.raises(RuntimeError, match=r"'exp_avg' of the sparse layer '0\.weight' is for \d+ values.*are 0 now"):
-        step_of(model, optimizer, "mlp", 1)
-
-
 def freeze(model: Any, x: Tensor) -> None:
     model[0].values.requires_grad_(False)
 

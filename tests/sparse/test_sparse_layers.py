@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tombola.sparse import SparseConv1d, SparseConv2d, SparseLayer, SparseLinear, operators
 from tombola.sparse.positions import positions
+from tombola.sparse.resized import _resized
 
 Make = Callable[..., SparseLayer]
 KINDS: dict[str, tuple[Make, tuple[int, ...]]] = {  # how to make one, and an input
@@ -381,6 +382,28 @@ def test_a_file_with_another_number_of_non_zeros(density: float) -> None:
     model(x).sum().backward()
     assert values.grad is not None
     assert values.grad.shape == values.shape
+
+
+@pytest.mark.parametrize("density", [0.1, 0.9])
+@pytest.mark.parametrize("fused", [False, True])
+def test_no_optimiser_steps_with_state_of_the_old_number(fused: bool, density: float) -> None:
+    """Fused ones would read beyond its end."""
+    layer, other = SparseLinear(64, 64, density=0.5), SparseLinear(64, 64, density=density)
+    optimizers = [torch.optim.Adam(part.parameters(), fused=fused) for part in (layer, other)]
+    for part, optimizer in zip((layer, other), optimizers, strict=True):
+        part(torch.randn(3, 64)).sum().backward()
+        optimizer.step()
+    layer.load_state_dict(other.state_dict())
+    layer(torch.randn(3, 64)).sum().backward()
+    optimizers[1].step()  # it has nothing to do with that
+    for _ in range(2):
+        with pytest.raises(
+            RuntimeError, match=r"'exp_avg' of a sparse layer is for 2048 values, but it was loaded with"
+        ):
+            optimizers[0].step()
+    optimizers[0].load_state_dict(optimizers[1].state_dict())
+    optimizers[0].step()
+    assert id(layer.values) not in _resized
 
 
 def test_moving_to_another_number_of_places_is_refused() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tombola.sparse.geometry import Geometry
 from tombola.sparse.operators import product
 from tombola.sparse.positions import LIMIT, Positions, check, of_places, positions, random_places, to_places
+from tombola.sparse.resized import watch
 
 
 class SparseLayer(nn.Module):
@@ -210,6 +211,7 @@ class SparseLayer(nn.Module):
             # of a layer that was pruned, or made with another density
             self.resize(self.values.new_zeros(found["columns"].numel()))
             self.columns = torch.empty_like(found["columns"])
+            watch(self.values)
         super()._load_from_state_dict(state_dict, prefix, *rest)
         if "columns" in found:
             self._take(positions(self.pointers, self.columns, self.geometry))

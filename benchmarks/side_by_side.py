@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 DISTURBED = 0.08  # share of the machine that others may use during a turn; more, and the turn is done again
+AT_LEAST = 0.01  # seconds that a function is called for in each turn
 RETRIES = 200  # of such turns in a whole table: after that they count all the same
 
 
@@ -24,7 +25,7 @@ class Turns:
         self.repeats, self.again, self.disturbed = repeats, 0, 0
 
     def milliseconds(self, functions: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
-        """Times of each function, one a turn; a turn that other processes disturbed is done again."""
+        """Mean times of each function in each turn; a turn that other processes disturbed is done again."""
         for function in functions.values():
             function()
             function()
@@ -32,9 +33,11 @@ class Turns:
         while len(next(iter(taken.values()))) < self.repeats:
             before, turn = _cpu_seconds(), {}
             for name, function in functions.items():
-                start = time.perf_counter()
-                function()
-                turn[name] = (time.perf_counter() - start) * 1000
+                start, calls = time.perf_counter(), 0
+                while calls == 0 or time.perf_counter() - start < AT_LEAST:
+                    function()
+                    calls += 1
+                turn[name] = (time.perf_counter() - start) * 1000 / calls
             if _others(before) > DISTURBED:
                 if self.again < RETRIES:
                     self.again += 1

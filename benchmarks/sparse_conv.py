@@ -97,7 +97,7 @@ def net(name: str, density: float) -> dict[str, Callable[[], object]]:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            return float(loss)
+            return float(loss.detach())
 
         found[kind] = step
 

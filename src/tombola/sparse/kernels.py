@@ -31,7 +31,7 @@ PIECE = LANES * WIDEST  # floats that one pass over the non-zeros of a row can t
 
 FIELDS = (  # of a job: 64-bit integers, addresses among them
     *("counter", "chunks", "rows", "rows_per_chunk", "pieces_per_chunk", "ys", "y_table", "xs", "x_table"),
-    *("values", "order", "entries", "bits", "pointers", "taps", "x_taps", "shifts"),
+    *("values", "values_each", "order", "entries", "bits", "pointers", "taps", "x_taps", "shifts"),
     *("source", "source_plane", "result", "result_plane", "bias", "floor"),
 )
 SIZE = len(FIELDS)
@@ -104,7 +104,7 @@ class _Piece:
     """
 
     def __init__(self, builder: Any, arguments: Any) -> None:
-        job, self.row, self.tap, self.ranges, self.width, source, result, self.length = arguments
+        job, self.share, self.row, self.tap, self.ranges, self.width, source, result, self.length = arguments
         self.builder = builder
         self.job = {name: _read(builder, job, _int64(place), _int64) for name, place in _FIELD.items()}
         self._low = builder.sub(builder.shl(_int64(1), self.job["bits"]), _int64(1))
@@ -181,9 +181,9 @@ def _accumulate(piece: _Piece, *, ordered: bool) -> None:
 
 
 def _correlate(piece: _Piece) -> None:
-    """values[place] += Σ_t result[t] · source[t], for the non-zeros."""
+    """values[place] += Σ_t result[t] · source[t], for the non-zeros; each share of the pieces has values of its own."""
     builder = piece.builder
-    values = piece.floats("values", _int64(0))
+    values = piece.floats("values", piece.share)
 
     def tile_sum(tile: _Tile, source: Any, result: Any) -> None:
         given = tile.load(result)
@@ -210,7 +210,7 @@ _EMITS: dict[str, Callable[[_Piece], None]] = {
 }
 
 
-def _emit(context, number, job, row, tap, ranges, width, source, result, length):  # type: ignore[no-untyped-def]
+def _emit(context, number, job, share, row, tap, ranges, width, source, result, length):  # type: ignore[no-untyped-def]
     """One of :data:`_EMITS`, by its number, for Numba code."""
     emit = list(_EMITS.values())[number.literal_value]
 
@@ -218,7 +218,7 @@ def _emit(context, number, job, row, tap, ranges, width, source, result, length)
         emit(_Piece(builder, arguments[1:]))
         return context.get_dummy_value()
 
-    return types.void(number, types.voidptr, *[types.intp] * 7), generate
+    return types.void(number, types.voidptr, *[types.intp] * 8), generate
 
 
 _work: Any = intrinsic(prefer_literal=True)(_emit)
@@ -241,6 +241,7 @@ def kernel(name: str) -> Any:
                 break
             first_row = chunk % parts * job[_field.rows_per_chunk]
             last_row = min(first_row + job[_field.rows_per_chunk], job[_field.rows])
+            share = chunk // parts * job[_field.values_each]
             first_piece = chunk // parts * job[_field.pieces_per_chunk]
             last_piece = min(first_piece + job[_field.pieces_per_chunk], job[_field.ys] * job[_field.xs])
             for piece in range(first_piece, last_piece):
@@ -250,7 +251,8 @@ def kernel(name: str) -> Any:
                     ranges, width = min(ranges, 1), ranges * width
                 for row in range(first_row, last_row):
                     at = row * job[_field.result_plane] + y[0] + x[0]
-                    _work(number, job_at, row, row * job[_field.taps] + tap, ranges, width, y[1] + x[2], at, x[1])
+                    taps = row * job[_field.taps] + tap
+                    _work(number, job_at, share, row, taps, ranges, width, y[1] + x[2], at, x[1])
 
     return compiled(walk, name)
 

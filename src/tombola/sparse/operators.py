@@ -16,6 +16,8 @@ from torch.autograd.function import once_differentiable
 from tombola.sparse.geometry import Geometry, Pair, Plan
 from tombola.sparse.positions import Positions
 
+CHUNKS = 4  # for each thread, at least, where the rows allow it
+SHARES = 16  # in which the gradient by the values is summed up
 _Sizes = list[int]  # a Geometry's numbers one after the other
 
 # Address of a layer's pointers, which stays when it moves -> what is shown the input and the output gradient of each of
@@ -136,12 +138,16 @@ def _by_values(
 ) -> Tensor:
     from tombola.sparse.kernels import PIECE
 
-    x, result = x.contiguous(), x.new_zeros(entries.numel())
+    x = x.contiguous()
     if recorders and (record := recorders.get(pointers.data_ptr())) is not None:
         record(x, gradient, lent)
     plan = geometry.plan(*x.shape[1:], transposed=False, piece=PIECE)
-    _run("gradient", geometry, plan, x, gradient, result, pointers, entries)
-    return result
+    # a sum over all pieces: in shares, so that threads need not all read the whole input, where these cost little
+    pieces = len(plan.ys) * len(plan.xs)
+    shares = min(SHARES, pieces) if 2 * SHARES * entries.numel() <= x.numel() else 1
+    result = x.new_zeros(shares, entries.numel())
+    _run("gradient", geometry, plan, x, gradient, result, pointers, entries, shares=shares)
+    return result.sum(0) if shares > 1 else result[0]
 
 
 def _run(
@@ -157,20 +163,27 @@ def _run(
     order: Tensor | None = None,
     bias: Tensor | None = None,
     relu: bool = False,
+    shares: int = 0,
 ) -> None:
     from tombola.sparse.kernels import launch
 
     if not result.numel():
         return
     threads = torch.get_num_threads()
-    rows, ys, xs = result.shape[0] if name != "gradient" else geometry.outputs, len(plan.ys), len(plan.xs)
-    # a weight's gradient is a sum over all pieces; of a product there should be enough chunks to share out
-    parts, pieces_per_chunk = (2 * threads, ys * xs) if name == "gradient" else (-(-8 * threads // (ys * xs)), 1)
-    rows_per_chunk = -(-rows // parts)
-    chunks = -(-rows // rows_per_chunk) * (ys * xs // pieces_per_chunk)
+    rows, ys, xs = geometry.outputs if shares else result.shape[0], len(plan.ys), len(plan.xs)
+    pieces_per_chunk = -(-ys * xs // shares) if shares else 1
+    groups = -(-ys * xs // pieces_per_chunk)
+    rows_per_chunk = -(-rows // -(-CHUNKS * threads // groups))
+    chunks = -(-rows // rows_per_chunk) * groups
     y_table, x_table, shifts = plan.addresses
     job = [0, chunks, rows, rows_per_chunk, pieces_per_chunk, ys, y_table, xs, x_table]
-    job += [values.data_ptr(), 0 if order is None else order.data_ptr(), entries.data_ptr(), geometry.bits]
+    job += [
+        values.data_ptr(),
+        values.shape[-1] if shares else 0,
+        0 if order is None else order.data_ptr(),
+        entries.data_ptr(),
+        geometry.bits,
+    ]
     job += [pointers.data_ptr(), geometry.taps, geometry.kernel[1], shifts]
     job += [source.data_ptr(), plan.source_plane, result.data_ptr(), plan.result_plane]
     job += [0 if bias is None else bias.data_ptr(), int(relu)]

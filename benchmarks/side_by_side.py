@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 DISTURBED = 0.08  # share of the machine that others may use during a turn; more, and the turn is done again
-AT_LEAST = 0.01  # seconds that a function is called for in each turn
+AT_LEAST = 0.05  # seconds that a function is called for in each turn: a training step follows its like
 RETRIES = 200  # of such turns in a whole table: after that they count all the same
 
 

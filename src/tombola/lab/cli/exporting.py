@@ -25,15 +25,18 @@ def export_sparse(path: Path, output: Path | None, *, batch: int, threads: int |
     output = path.with_name(f"{path.stem}.sparse.safetensors") if output is None else output
     if not output.parent.is_dir():
         raise LabError(f"{output}: there is no folder {output.parent}; choose another with --output")
-    torch.set_num_threads(threads or os.cpu_count() or 1)
     console = stdout()
     if not ticket.provenance.get("trained"):
         note = "These are start weights, not trained ones: good for timing, not for use."
         console.print(Text(note, style="yellow"))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or os.cpu_count() or 1)
     try:
         fast = export(ticket, output, batch=batch, bf16=bf16)
     except LabError as error:
         raise LabError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
+    finally:
+        torch.set_num_threads(before)
     table = plain_table()
     names = (
         "layer",

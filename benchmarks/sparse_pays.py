@@ -108,7 +108,9 @@ def draw(found: dict[str, dict[str, list[float]]], path: Path) -> None:
             even = crossing(DENSITIES, values)
             if even is not None and kind != "memory in training":
                 ax.plot([even], [1], "x", color=style[-2:], markersize=11, markeredgewidth=2.5)
-                ax.annotate(f"{even:.2f}", (even, 1), xytext=(0, 9), textcoords="offset points", color=style[-2:])
+                offset, side = ((-6, 9), "right") if kind == "training" else ((6, -17), "left")  # not over each other
+                options = {"textcoords": "offset points", "color": style[-2:], "ha": side}
+                ax.annotate(f"{even:.2f}", (even, 1), xytext=offset, **options)
         ax.axhline(1, color="0.4", linewidth=1)
         ax.set(title=name, xscale="log", yscale="log")
         ax.grid(visible=True, alpha=0.3)

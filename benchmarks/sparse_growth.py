@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 import torch
+from side_by_side import peak, reset_peak, resident
 from torch import Tensor
 
 from tombola.sparse.geometry import Geometry
@@ -28,12 +29,6 @@ from tombola.sparse.growth import ENTRIES, GradientScores, best
 from tombola.sparse.positions import random_places
 
 VARIANTS = ("whole gradient, topk", "stream of blocks")
-
-
-def memory(field: str) -> float:
-    """``VmRSS`` or its peak ``VmHWM``, of this process, in MiB."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status[field].split()[0]) / 1024
 
 
 def grown(variant: str, x: Tensor, towards: Tensor, taken: Tensor, number: int) -> Tensor:
@@ -61,11 +56,11 @@ def be_variant(variant: str, width: int, density: float, batch: int, path: str) 
     small = problem(256, density, 8)
     grown(variant, *small)  # threads, libraries and compiled code are there
     given = problem(width, density, batch)
-    before = memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is now
+    before = resident()
+    reset_peak()
     begin = time.perf_counter()
     found = grown(variant, *given)
-    print(time.perf_counter() - begin, memory("VmHWM") - before)
+    print(time.perf_counter() - begin, (peak() - before) / 2**20)
     torch.save(found, path)
 
 
@@ -96,10 +91,10 @@ def main() -> None:
                 path = str(Path(folder) / "places")
                 command = [sys.executable, __file__, *options, "--variant", variant, path]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
-                took, peak = map(float, done.stdout.split())
-                print(f"repeat {repeat + 1}, {variant}: {took:.2f} s, {peak:.0f} MiB", flush=True)
+                took, most = map(float, done.stdout.split())
+                print(f"repeat {repeat + 1}, {variant}: {took:.2f} s, {most:.0f} MiB", flush=True)
                 seconds[variant].append(took)
-                peaks[variant].append(peak)
+                peaks[variant].append(most)
                 places.append(torch.load(path))
             differing = max(differing, len(places[0]) - int(torch.isin(places[0], places[1]).sum()))
     number = len(places[0])

@@ -17,18 +17,13 @@ import time
 from pathlib import Path
 
 import torch
+from side_by_side import peak, reset_peak, resident
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import tombola
 from tombola.sparse import SparseLinear
-
-
-def memory(field: str) -> float:
-    """``VmRSS`` or its peak ``VmHWM``, of this process, in MiB."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status[field].split()[0]) / 1024
 
 
 def network(width: int, density: float) -> nn.Sequential:
@@ -71,15 +66,15 @@ def main() -> None:
     (train_x, test_x), (train_y, test_y) = x.split([1397, 400]), y.split([1397, 400])
     warm_up()
 
-    before = memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is now
+    before = resident()
+    reset_peak()
     model = network(given.width, given.density)
     optimizer = torch.optim.SGD(model.parameters(), lr=given.lr, momentum=0.9)
     method = tombola.RigL(density=given.density, every=given.every, until=0.9)
     run = tombola.attach(model, optimizer, method, steps=given.steps)
     layer = model[2]
     assert isinstance(layer, SparseLinear)
-    built = memory("VmHWM") - before
+    built = (peak() - before) / 2**20
     print(f"{layer.values.numel():,} of {layer.geometry.weights:,} weights; built with {built:.0f} MiB", flush=True)
 
     losses, steps, moves, moved = [], [], [], []
@@ -102,7 +97,7 @@ def main() -> None:
             )
         else:
             steps.append(now - begin)
-    peak = memory("VmHWM") - before
+    most = (peak() - before) / 2**20
     right = accuracy(model, test_x, test_y)
     if not moved or not all(moved):
         raise SystemExit("no connections moved; raise --steps or lower --every")
@@ -120,7 +115,7 @@ def main() -> None:
         f"| training step, median | {statistics.median(steps):.3f} s |",
         f"| move of RigL, median of {len(moves)} | {statistics.median(moves):.1f} s |",
         f"| connections that moved | {', '.join(f'{number:,}' for number in moved)} |",
-        f"| peak memory above start | {peak:.0f} MiB |",
+        f"| peak memory above start | {most:.0f} MiB |",
         f"| the same layer dense: weight, gradient and momentum | {dense:.1f} GiB |",
     ]
     print("\n".join(lines))

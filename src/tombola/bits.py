@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tombola.compiled import kept
+
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CHUNK = 2**25  # weights that are unpacked at a time on an accelerator
 _PLAIN = (Tensor, nn.Parameter)
@@ -100,8 +102,5 @@ def _kernel(dtype: torch.dtype) -> Callable[[int, int, int], None]:
 
     clear.__qualname__ = f"clear_{kind.name}"  # names the file that it is kept in: one for each kind
     signature = types.void(types.voidptr, types.voidptr, types.intp)
-    try:
-        compiled = cfunc(signature, cache=True)(clear)
-    except RuntimeError:  # no folder to keep it in
-        compiled = cfunc(signature)(clear)
-    return compiled.ctypes
+    function: Callable[[int, int, int], None] = kept(lambda **options: cfunc(signature, **options)(clear)).ctypes
+    return function

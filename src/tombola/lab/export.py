@@ -66,7 +66,7 @@ def restored(path: Path) -> Converted:
     except FileNotFoundError:
         raise LabError(f"{path}: there is no such file; `tombola export TICKET --to sparse` makes one") from None
     except (ValueError, LabError) as error:
-        raise LabError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
+        raise LabError.about(path, error) from error
 
 
 def _dense(path: Path) -> nn.Module:

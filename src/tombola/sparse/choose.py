@@ -57,7 +57,7 @@ def fastest(
         density = None if mask is None else round(float(mask.float().mean()), 3)
         key = (repr(call.module), call.shape, call.gradient, density)  # the like of it takes as long
         if key not in known:
-            known[key] = _between(call) if mask is None else _layer(call, mask, bf16=bf16)
+            known[key] = _between(call) if mask is None else layer_times(call, mask, bf16=bf16)
         if mask is None:
             usual, innermost = known[key]
             ways.append(((usual, "dense"), (innermost, "dense")))
@@ -124,7 +124,8 @@ def _path(costs: list[tuple[float, float]], turns: list[float]) -> list[bool]:
     return path[::-1]
 
 
-def _layer(call: Call, mask: Tensor, *, bf16: bool) -> Times:
+def layer_times(call: Call, mask: Tensor, *, bf16: bool) -> Times:
+    """The times of one layer; dense in the better of PyTorch's layouts."""
     dense: Any = call.module
     runs = {"dense": passes(dense, call)}
     if isinstance(dense, nn.Conv2d):
@@ -137,12 +138,6 @@ def _layer(call: Call, mask: Tensor, *, bf16: bool) -> Times:
     runs["sparse"] = passes(SPARSE[type(dense)](dense, mask), call, innermost=True)
     found = milliseconds(runs)
     return Times(min(found["dense"], found.get("last", float("inf"))), found.get("bf16"), found["sparse"])
-
-
-def dense_and_sparse(call: Call, mask: Tensor) -> tuple[float, float]:
-    """Milliseconds of a layer dense, in the better of PyTorch's layouts, and sparse."""
-    times = _layer(call, mask, bf16=False)
-    return times.dense, times.sparse
 
 
 def _between(call: Call) -> tuple[float, float]:

@@ -141,13 +141,13 @@ def convert(
         times: dict[str, Times] = {}
     else:
         times, chosen = fastest(plain, inputs, every, bf16=bf16)
-    result = _made(plain, every, chosen)
+    result = made(copy.deepcopy(plain), every, chosen)
     dense_ms = chosen_ms = None
     if choose == "fastest":
         dense_ms, chosen_ms = _compared(plain, result, inputs)
         if dense_ms <= chosen_ms:
             chosen, chosen_ms = dict.fromkeys(layers, "dense"), dense_ms
-            result = _made(plain, every, chosen)
+            result = made(copy.deepcopy(plain), every, chosen)
     rows = [_row(name, every[name], times.get(name), chosen[name], layers[name], result) for name in layers]
     return Converted(result, rows, dense_ms=dense_ms, chosen_ms=chosen_ms)
 
@@ -196,9 +196,8 @@ def _layers(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _made(plain: nn.Module, masks: Mapping[str, Tensor], chosen: Mapping[str, Choice]) -> nn.Module:
-    """A copy with the chosen layers; the very same model if all stay dense."""
-    model = copy.deepcopy(plain)
+def made(model: nn.Module, masks: Mapping[str, Tensor], chosen: Mapping[str, Choice]) -> nn.Module:
+    """``model`` itself with each layer as chosen; ``masks``, by the layers' names, are wanted of those to be sparse."""
     for name, choice in chosen.items():
         if choice == "bf16":
             make_aware(model.get_submodule(name), low_precision=True)

@@ -49,6 +49,11 @@ class Geometry:
         return self.kernel[0] * self.kernel[1]
 
     @property
+    def is_plain(self) -> bool:
+        """Whether each pixel of the output sees the same pixel of the input alone: a product of matrices."""
+        return self.taps == 1 and self.stride == (1, 1) and self.padding == (0, 0)
+
+    @property
     def bits(self) -> int:
         """Low bits of an entry that tell its tap."""
         return (self.taps - 1).bit_length()
@@ -113,7 +118,7 @@ def _ranked(taps: int, stride: int, dilation: int) -> list[int]:
 
 @lru_cache(maxsize=512)
 def _plan(geometry: Geometry, height: int, width: int, batch: int, transposed: bool, piece: int) -> Plan:
-    if geometry.taps == 1 and geometry.stride == (1, 1) and geometry.padding == (0, 0):
+    if geometry.is_plain:
         height, width, batch = 1, 1, height * width * batch  # a product of matrices
     outer = geometry.result_size(height, width)
     source, result = (outer, (height, width)) if transposed else ((height, width), outer)

@@ -58,7 +58,6 @@ class GradientScores:
         self.outputs, self.groups = geometry.outputs, geometry.groups
         self.width = geometry.weights // geometry.outputs
         self._geometry, self._pieces, self._group = geometry, pieces, group
-        self._plain = geometry.taps == 1 and geometry.stride == (1, 1) and geometry.padding == (0, 0)
 
     def rewind(self) -> None:
         """Nothing to do: any rows can be computed at any time."""
@@ -73,7 +72,7 @@ class GradientScores:
             mine, rows = x[begin : begin + channels], gradient[first:last]
             if not (mine.numel() and rows.numel()):
                 continue
-            if self._plain:
+            if g.is_plain:
                 block.addmm_(rows.reshape(len(rows), -1), mine.reshape(channels, -1).T)
                 continue
             # only the shape of the weight matters to its gradient

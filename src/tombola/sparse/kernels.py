@@ -23,6 +23,7 @@ from numba import carray, njit, types  # type: ignore[attr-defined]
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from tombola.compiled import kept
 from tombola.sparse.threads import compiled, next_chunk, pointer, run
 
 LANES = 16  # floats of one vector; LLVM makes of it as many registers as the processor needs
@@ -283,10 +284,7 @@ def _transpose(
             nexts[back_row] += 1
 
 
-try:
-    transpose = njit(cache=True)(_transpose)
-except RuntimeError:  # no folder to keep it in
-    transpose = njit(_transpose)
+transpose = kept(lambda **options: njit(**options)(_transpose))
 
 
 @cache

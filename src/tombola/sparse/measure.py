@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tombola import flops
 from tombola.masks import largest
-from tombola.sparse.choose import Call, calls, dense_and_sparse
+from tombola.sparse.choose import Call, calls, layer_times
 from tombola.sparse.convert import prepared
 
 
@@ -155,12 +155,12 @@ def measure(model: nn.Module, masks: Mapping[str, Tensor] | None = None, example
 
 def _pays(call: Call, mask: Tensor, layer: flops.Layer, *, training: bool) -> Pays:
     call.module.train(training)
-    dense_ms, sparse_ms = dense_and_sparse(call, mask)
-    other = min(3 * float(mask.float().mean()) + 0.01, 0.9)
+    dense_ms, _, sparse_ms = layer_times(call, mask, bf16=False)
+    density = float(mask.float().mean())
+    other = min(3 * density + 0.01, 0.9)
     generator = torch.Generator().manual_seed(0)
     more = largest(torch.rand(mask.shape, generator=generator), round(other * mask.numel()))
-    _, other_ms = dense_and_sparse(call, more)
-    density = float(mask.float().mean())
+    other_ms = layer_times(call, more, bf16=False).sparse
     steepness = max((other_ms - sparse_ms) / (other - density), 1e-12)
     even = min(max(density + (dense_ms - sparse_ms) / steepness, 0.0), 1.0)
     times = (3 if call.gradient else 2) if training else 1

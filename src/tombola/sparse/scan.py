@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from tombola.compiled import kept
+
 _STRIDE = 64  # numbers that are looked at together: most have nothing among them
 
 
@@ -32,7 +34,4 @@ def _scan(block: Any, offset: int, least: Any, strict: bool, values: Any, indice
     return count
 
 
-try:
-    scan = njit(cache=True)(_scan)
-except RuntimeError:  # no folder to keep it in
-    scan = njit(_scan)
+scan = kept(lambda **options: njit(**options)(_scan))

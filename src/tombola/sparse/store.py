@@ -15,10 +15,9 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from tombola.files import write_atomically
-from tombola.sparse.around import make_aware
-from tombola.sparse.convert import Converted, Row
+from tombola.sparse.convert import Converted, Row, made
 from tombola.sparse.positions import check, to_places
-from tombola.sparse.swap import SPARSE, make_sparse
+from tombola.sparse.swap import SPARSE
 
 FORMAT = "tombola-sparse-1"
 
@@ -70,16 +69,9 @@ def load(path: str | Path, model: nn.Module) -> Converted:
     plain = copy.deepcopy(model).cpu().train(not said["inference"])
     try:
         rows = [Row(**row) for row in said["rows"]]
-        masks = {}
-        for row in rows:
-            layer = plain.get_submodule(row.layer)
-            if row.chosen == "sparse":
-                masks[f"{row.layer}.weight"] = _mask(layer, tensors, row.layer)
-            elif row.chosen == "bf16":
-                make_aware(layer, low_precision=True)
-        if masks:
-            make_sparse(plain, masks)
-        plain.load_state_dict(tensors)
+        sparse = {row.layer: plain.get_submodule(row.layer) for row in rows if row.chosen == "sparse"}
+        masks = {name: _mask(layer, tensors, name) for name, layer in sparse.items()}
+        made(plain, masks, {row.layer: row.chosen for row in rows}).load_state_dict(tensors)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{path} does not fit this {type(model).__name__}: {reason}") from error

@@ -25,12 +25,8 @@ def make_sparse(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         model: changed in place.
         masks: parameter name -> bool tensor.
     """
-    exchanged: dict[nn.Module, SparseLayer] = {}
-    for name, mask in masks.items():
-        layer = model.get_submodule(name.rpartition(".")[0])
-        if layer not in exchanged:
-            exchanged[layer] = SPARSE[type(layer)](layer, mask)
-    _exchange(model, exchanged)
+    layers = {model.get_submodule(name.rpartition(".")[0]): mask for name, mask in masks.items()}
+    _exchange(model, {layer: SPARSE[type(layer)](layer, mask) for layer, mask in layers.items()})
     for module in model.modules():
         make_aware(module)
 

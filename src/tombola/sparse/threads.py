@@ -19,6 +19,8 @@ from llvmlite import ir
 from numba import cfunc, types
 from numba.extending import intrinsic
 
+from tombola.compiled import kept
+
 
 def _next_chunk(context, job):  # type: ignore[no-untyped-def]
     """The next number from the job's counter, by an atomic addition."""
@@ -47,10 +49,7 @@ def compiled(loop: Callable[[Any], None], name: str, *, fastmath: bool | set[str
     """``loop`` as machine code, kept on disk for the next process under ``name``, which no other of its file has."""
     loop.__qualname__ = name
     signature = types.void(types.voidptr)
-    try:
-        return cfunc(signature, cache=True, fastmath=fastmath)(loop).ctypes
-    except RuntimeError:  # no folder to keep it in
-        return cfunc(signature, fastmath=fastmath)(loop).ctypes
+    return kept(lambda **options: cfunc(signature, fastmath=fastmath, **options)(loop)).ctypes
 
 
 def run(loop: Any, job: list[int]) -> None:

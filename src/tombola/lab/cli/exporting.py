@@ -34,7 +34,7 @@ def export_sparse(path: Path, output: Path | None, *, batch: int, threads: int |
     try:
         fast = export(ticket, output, batch=batch, bf16=bf16)
     except LabError as error:
-        raise LabError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
+        raise LabError.about(path, error) from error
     finally:
         torch.set_num_threads(before)
     table = plain_table()

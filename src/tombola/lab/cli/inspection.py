@@ -27,7 +27,7 @@ def load(path: Path) -> Ticket:
     except FileNotFoundError:
         raise LabError(f"{path}: there is no such file; tickets are in the tickets folder of a run") from None
     except (ValueError, OSError) as error:
-        raise LabError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
+        raise LabError.about(path, error) from None
 
 
 def description(ticket: Ticket, path: Path) -> RenderableType:

@@ -148,12 +148,27 @@ def test_the_choice_is_what_was_measured() -> None:
 
 
 def test_if_the_whole_is_not_faster_all_stays_dense(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["tombola.sparse.convert"], "_compared", lambda *_: (1.0, 2.0))
+    monkeypatch.setattr(sys.modules["tombola.sparse.convert"], "_whole_times", lambda *_: [1.0, 2.0, 3.0])
     model = nn.Sequential(nn.Linear(512, 512)).eval()
     fast = convert(model, {"0.weight": torch.rand(512, 512) < 0.001}, example=torch.randn(8, 512))
     assert [row.chosen for row in fast.rows] == ["dense"]
     assert fast.chosen_ms == fast.dense_ms == 1.0
     assert type(fast.net.get_submodule("0")) is nn.Linear
+
+
+def test_for_inference_the_fastest_may_be_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["tombola.sparse.convert"]
+    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8)).eval()
+    mask, x = torch.rand(32, 32) < 0.1, torch.randn(8, 32)
+    for times, as_program in (([3.0, 2.0, 1.0], True), ([3.0, 1.0, 2.0], False)):
+        monkeypatch.setattr(module, "_whole_times", lambda *_, times=times: times)
+        fast = convert(model, {"0.weight": mask}, example=x)
+        assert fast.as_program is as_program
+        assert fast.chosen_ms == 1.0
+        with torch.no_grad():
+            close(fast(x), masked(model, {"0.weight": mask})(x))
+    monkeypatch.setattr(module, "_whole_times", lambda *_: [3.0, 1.0])  # in training there is no such way
+    assert not convert(model.train(), {"0.weight": mask}, example=x).as_program
 
 
 def test_without_masks_the_zeros_of_the_weights_count() -> None:

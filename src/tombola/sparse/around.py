@@ -102,6 +102,12 @@ def make_aware(module: nn.Module, *, low_precision: bool = False) -> None:
     module.__class__ = (_LOW if low_precision else _AWARE).get(type(module), type(module))
 
 
+def plain_class(module: nn.Module) -> type[nn.Module]:
+    """The module's class, or that which it had before it was made aware; of one in low precision its own."""
+    found = type(module)
+    return found if found in _LOW.values() else _PLAIN.get(found, found)
+
+
 def make_plain(module: nn.Module) -> None:
     """The inverse."""
     module.__dict__.pop("relu", None)

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from tombola.selection import unwrapped
 from tombola.sparse.around import make_aware
 from tombola.sparse.choose import Choice, Times, fastest, whole
 from tombola.sparse.fuse import fused
+from tombola.sparse.inference.program import Program
 from tombola.sparse.swap import SPARSE, make_dense, make_sparse
 from tombola.sparse.timing import milliseconds
 
@@ -44,12 +45,19 @@ class Converted(nn.Module):
         plain: the same with a step for each ReLU and norm, in the classes that it had but for sparse layers.
         rows: a :class:`Row` for each layer that could be sparse.
         dense_ms, chosen_ms: the whole model before and after, on the example; None if nothing was timed.
+        as_program: whether it runs as one program without PyTorch between its layers: for inference without gradients.
     """
 
     plain: nn.Module
 
     def __init__(
-        self, plain: nn.Module, rows: Sequence[Row], *, dense_ms: float | None, chosen_ms: float | None
+        self,
+        plain: nn.Module,
+        rows: Sequence[Row],
+        *,
+        dense_ms: float | None,
+        chosen_ms: float | None,
+        as_program: bool = False,
     ) -> None:
         super().__init__()
         self.inference = not plain.training
@@ -58,10 +66,21 @@ class Converted(nn.Module):
         object.__setattr__(self, "plain", plain)  # not a submodule: its parameters are net's, or none to be trained
         self.rows, self.dense_ms, self.chosen_ms = tuple(rows), dense_ms, chosen_ms
         self.training = plain.training
+        self.as_program, self._program = as_program and self.inference, Program()
+        self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model returns."""
+        if self.as_program and len(args) == 1 and not kwargs and isinstance(self.net, fx.GraphModule):
+            result = self._program.run(self.net, args[0])
+            if result is not None:
+                return result
         return self.net(*args, **kwargs)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Converted:
+        self._program.forget()
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return self
 
     def train(self, mode: bool = True) -> Converted:
         """Set the mode; a model converted in ``eval`` mode has no norms left that could be trained.
@@ -89,6 +108,10 @@ class Converted(nn.Module):
         times = f"{_number(self.dense_ms):>8}  {'':>8}  {_number(self.chosen_ms):>9}  {'':<6}"
         lines.append(f"{'whole':<{width}}  {'':>7}  {times}  {before:>13,}  {after:>12,}")
         return "\n".join(lines)
+
+
+def _forget(model: Converted, keys: Any) -> None:
+    model._program.forget()
 
 
 def _line(row: Row, width: int) -> str:
@@ -141,15 +164,20 @@ def convert(
         times: dict[str, Times] = {}
     else:
         times, chosen = fastest(plain, inputs, every, bf16=bf16)
-    result = made(copy.deepcopy(plain), every, chosen)
     dense_ms = chosen_ms = None
+    as_program = False
     if choose == "fastest":
-        dense_ms, chosen_ms = _compared(plain, result, inputs)
+        # as a program small layers pay that do not by themselves
+        masked: dict[str, Choice] = {name: "sparse" if f"{name}.weight" in given else "dense" for name in layers}
+        ways = [(chosen, False)] + ([] if plain.training else [(masked, True)])
+        dense_ms, *taken = _whole_times(plain, every, ways, inputs)
+        chosen_ms = min(taken)
+        chosen, as_program = ways[taken.index(chosen_ms)]
         if dense_ms <= chosen_ms:
-            chosen, chosen_ms = dict.fromkeys(layers, "dense"), dense_ms
-            result = made(copy.deepcopy(plain), every, chosen)
+            chosen, chosen_ms, as_program = dict.fromkeys(layers, "dense"), dense_ms, False
+    result = made(copy.deepcopy(plain), every, chosen)
     rows = [_row(name, every[name], times.get(name), chosen[name], layers[name], result) for name in layers]
-    return Converted(result, rows, dense_ms=dense_ms, chosen_ms=chosen_ms)
+    return Converted(result, rows, dense_ms=dense_ms, chosen_ms=chosen_ms, as_program=as_program)
 
 
 def prepared(
@@ -207,14 +235,21 @@ def made(model: nn.Module, masks: Mapping[str, Tensor], chosen: Mapping[str, Cho
     return model
 
 
-def _compared(plain: nn.Module, result: nn.Module, inputs: tuple[Any, ...]) -> tuple[float, float]:
-    """Milliseconds of the dense model, in the better of PyTorch's layouts, and of the other."""
+def _whole_times(
+    plain: nn.Module,
+    masks: Mapping[str, Tensor],
+    ways: Sequence[tuple[Mapping[str, Choice], bool]],
+    inputs: tuple[Any, ...],
+) -> list[float]:
+    """Milliseconds of the dense model, in the better of PyTorch's layouts, and of it in each of these ways."""
     last = copy.deepcopy(plain).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     # copies, because running a model in training changes its running averages
     models = {"contiguous": copy.deepcopy(plain), "channels_last": last}
-    models["chosen"] = Converted(copy.deepcopy(result), (), dense_ms=None, chosen_ms=None)
+    for place, (chosen, as_program) in enumerate(ways):
+        net = made(copy.deepcopy(plain), masks, chosen)
+        models[f"way {place}"] = Converted(net, (), dense_ms=None, chosen_ms=None, as_program=as_program)
     found = milliseconds({name: whole(model, inputs) for name, model in models.items()})
-    return min(found["contiguous"], found["channels_last"]), found["chosen"]
+    return [min(found.pop("contiguous"), found.pop("channels_last")), *found.values()]
 
 
 def _row(name: str, mask: Tensor, times: Times | None, choice: Choice, before: nn.Module, result: nn.Module) -> Row:

@@ -17,7 +17,7 @@ _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_)
 def fused(model: nn.Module) -> nn.Module:
     """``model`` with its ReLUs inside the sparse layers and batch norms that they follow.
 
-    In ``eval`` mode batch norms become part of the sparse layers that they follow, too; such a model is for inference.
+    In ``eval`` mode batch norms become part of the layers that they follow, too; such a model is for inference.
     The parameters keep their names. A model that :mod:`torch.fx` cannot trace, or whose code asks whether it is
     training, comes back as it is.
     """
@@ -53,26 +53,26 @@ def _calls(graph: fx.Graph, model: nn.Module, kinds: Any) -> dict[nn.Module, lis
 
 def _absorb_relus(model: nn.Module, graph: fx.Graph) -> None:
     for module, nodes in _calls(graph, model, (SparseLayer, _BatchNorm2d)).items():
-        followers = [_only_user(node) for node in nodes]
-        if all(follower is not None and _is_relu(follower, model) for follower in followers):
+        followers = [only_user(node) for node in nodes]
+        if all(follower is not None and is_relu(follower, model) for follower in followers):
             module.relu = True  # type: ignore[assignment]
             for node, follower in zip(nodes, followers, strict=True):
                 _leave_out(graph, follower, node)
 
 
 def _fold_norms(model: nn.Module, graph: fx.Graph) -> None:
-    for layer, nodes in _calls(graph, model, SparseLayer).items():
-        follower = _only_user(nodes[0]) if len(nodes) == 1 else None
+    for layer, nodes in _calls(graph, model, (SparseLayer, nn.Conv2d)).items():
+        follower = only_user(nodes[0]) if len(nodes) == 1 else None
         if follower is None or follower.op != "call_module":
             continue
         norm = model.get_submodule(str(follower.target))
         if isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None:
-            _fold(layer, norm)  # type: ignore[arg-type]
+            _fold(layer, norm)
             _leave_out(graph, follower, nodes[0])
 
 
 @torch.no_grad()
-def _fold(layer: SparseLayer, norm: nn.BatchNorm2d) -> None:
+def _fold(layer: Any, norm: nn.BatchNorm2d) -> None:
     """The layer followed by the norm, as one layer."""
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None
@@ -82,17 +82,22 @@ def _fold(layer: SparseLayer, norm: nn.BatchNorm2d) -> None:
         scale = scale * norm.weight
     bias = (0 if layer.bias is None else layer.bias) - mean
     shift = bias * scale + (norm.bias if norm.affine else 0)
-    rows = scale.repeat_interleave(layer.geometry.taps).repeat_interleave(layer.pointers.diff())
-    layer.values = nn.Parameter(layer.values * rows, layer.values.requires_grad)
-    layer.bias = nn.Parameter(shift, layer.values.requires_grad)
+    if isinstance(layer, SparseLayer):
+        rows = scale.repeat_interleave(layer.geometry.taps).repeat_interleave(layer.pointers.diff())
+        layer.values = nn.Parameter(layer.values * rows, layer.values.requires_grad)
+    else:
+        layer.weight = nn.Parameter(layer.weight * scale.view(-1, 1, 1, 1), layer.weight.requires_grad)
+    layer.bias = nn.Parameter(shift, norm.affine and norm.weight.requires_grad)
 
 
-def _only_user(node: fx.Node) -> fx.Node | None:
+def only_user(node: fx.Node) -> fx.Node | None:
+    """The node that alone uses this one, if there is just one."""
     users = list(node.users)
     return users[0] if len(users) == 1 else None
 
 
-def _is_relu(node: fx.Node, model: nn.Module) -> bool:
+def is_relu(node: fx.Node, model: nn.Module) -> bool:
+    """Whether the node is a ReLU."""
     if node.op == "call_module":
         return isinstance(model.get_submodule(str(node.target)), nn.ReLU)
     return (node.op == "call_function" and node.target in _RELUS) or (

@@ -133,7 +133,7 @@ def _plan(geometry: Geometry, height: int, width: int, batch: int, transposed: b
             length = min(piece, pixels * batch - done)
             xs.append((x * batch + done, length, base * batch + done, first, count))
     shifts = [(y * source[1] + x) * batch for y in y_shifts for x in x_shifts]
-    return _tables(ys, xs, shifts, source[0] * source[1] * batch, result[0] * result[1] * batch)
+    return tables(ys, xs, shifts, source[0] * source[1] * batch, result[0] * result[1] * batch)
 
 
 @lru_cache(maxsize=512)
@@ -153,12 +153,13 @@ def _flat_plan(geometry: Geometry, height: int, width: int, batch: int, piece: i
     y_taps, x_taps = (range(0, (k * d), d) for k, d in zip(geometry.kernel, geometry.dilation, strict=True))
     shifts = [(y * columns + x) * batch for y in y_taps for x in x_taps]
     result_plane = max(whole, (rows - lost[0]) * columns * batch)
-    return _tables(ys, xs, shifts, rows * columns * batch, result_plane)
+    return tables(ys, xs, shifts, rows * columns * batch, result_plane)
 
 
-def _tables(
+def tables(
     ys: Sequence[Sequence[int]], xs: Sequence[Sequence[int]], shifts: list[int], source_plane: int, result_plane: int
 ) -> Plan:
+    """A plan of rows of these tables."""
     y_table, x_table, shift_table = (np.array(table, dtype=np.int64) for table in (ys, xs, shifts))
     addresses = (y_table.ctypes.data, x_table.ctypes.data, shift_table.ctypes.data)
     return Plan(y_table, x_table, shift_table, source_plane, result_plane, addresses)

@@ -6,15 +6,14 @@ shifted planes of its non-zeros. A fully connected layer is the case of planes o
 padded: :mod:`~tombola.sparse.geometry` cuts a plane into pieces, each with the range of taps that stay inside.
 
 The sums of a piece stay in vector registers over all non-zeros of its row. Numba's own loops do not get there, so the
-innermost ones are written as LLVM vectors here; the rest is plain Numba. All is in this one file, because Numba keeps
-compiled code until the file of a *kernel* changes.
+innermost ones are written as LLVM vectors; the rest is plain Numba.
 """
 
 from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial, reduce
 from typing import Any
 
 import numpy as np
@@ -25,9 +24,27 @@ from numba.extending import intrinsic
 
 from tombola.compiled import kept
 from tombola.sparse.threads import compiled, next_chunk, pointer, run
+from tombola.sparse.vectors import (
+    BYTE,
+    FLOAT,
+    INT32,
+    INT64,
+    LANES,
+    VECTOR,
+    Tile,
+    at,
+    call,
+    gather,
+    lanes_below,
+    multiply_add,
+    read,
+    splat,
+)  # fmt: skip
 
-LANES = 16  # floats of one vector; LLVM makes of it as many registers as the processor needs
 WIDEST = 16 if binding.get_host_cpu_features().get("avx512f") else 4  # vectors whose sums fit the registers
+UNROLL = 4  # sums that are independent of each other, at least: a multiply-add takes as many rounds
+TILES = (16, 8, 6, 5, 4, 3, 2, 1)  # vectors that are taken at a time
+_DOTS = 2  # vectors of non-zeros that are taken at a time
 PIECE = LANES * WIDEST  # floats that one pass over the non-zeros of a row can take
 
 FIELDS = (  # of a job: 64-bit integers, addresses among them
@@ -38,145 +55,126 @@ FIELDS = (  # of a job: 64-bit integers, addresses among them
 SIZE = len(FIELDS)
 _FIELD = {name: place for place, name in enumerate(FIELDS)}
 
-_float, _int32, _int64, _byte = ir.FloatType(), ir.IntType(32), ir.IntType(64), ir.IntType(8)
-_vector = ir.VectorType(_float, LANES)
-
-
-def _at(builder: Any, base: Any, index: Any, kind: Any) -> Any:
-    """Pointer to the ``index``-th ``kind`` from ``base`` on."""
-    return builder.gep(builder.bitcast(base, kind.as_pointer()), [index])
-
-
-def _read(builder: Any, base: Any, index: Any, kind: Any) -> Any:
-    return builder.load(_at(builder, base, index, kind))
-
-
-def _splat(builder: Any, value: Any) -> Any:
-    """A vector of ``value`` in every lane."""
-    undefined = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
-    zeros = ir.Constant(ir.VectorType(_int32, LANES), [0] * LANES)
-    return builder.shuffle_vector(builder.insert_element(undefined, value, _int32(0)), undefined, zeros)
-
-
-def _multiply_add(builder: Any, total: Any, one: Any, other: Any) -> Any:
-    return builder.fadd(total, builder.fmul(one, other, flags=("contract",)), flags=("contract",))
-
-
-def _call(builder: Any, name: str, result: Any, arguments: list[Any], **options: Any) -> Any:
-    kind = ir.FunctionType(result, [argument.type for argument in arguments])
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments, **options)
-
-
-class _Tile:
-    """``count`` vectors in memory one after the other, or a single one of which only the first ``lanes`` exist."""
-
-    def __init__(self, builder: Any, count: int, lanes: Any = None) -> None:
-        self.builder, self.count, self.mask = builder, count, None
-        if lanes is not None:
-            places = ir.Constant(ir.VectorType(_int64, LANES), list(range(LANES)))
-            self.mask = builder.icmp_signed("<", places, _splat(builder, lanes))
-
-    def load(self, base: Any) -> list[Any]:
-        """The vectors from ``base`` on; 0 in lanes that do not exist."""
-        pointers = self._pointers(base)
-        if self.mask is None:
-            return [self.builder.load(pointer, align=4) for pointer in pointers]
-        arguments = [*pointers, _int32(4), self.mask, ir.Constant(_vector, [0.0] * LANES)]
-        return [_call(self.builder, "llvm.masked.load.v16f32.p0", _vector, arguments)]
-
-    def store(self, values: list[Any], base: Any) -> None:
-        """Write them from ``base`` on."""
-        for value, place in zip(values, self._pointers(base), strict=True):
-            if self.mask is None:
-                self.builder.store(value, place, align=4)
-            else:
-                arguments = [value, place, _int32(4), self.mask]
-                _call(self.builder, "llvm.masked.store.v16f32.p0", ir.VoidType(), arguments)
-
-    def _pointers(self, base: Any) -> list[Any]:
-        places = [_at(self.builder, base, _int64(LANES * place), _float) for place in range(self.count)]
-        return [self.builder.bitcast(place, _vector.as_pointer()) for place in places]
-
 
 class _Piece:
-    """A run of floats of one row of the result, and the row's non-zeros that reach it.
+    """A run of floats of each of some rows of the result, and the rows' non-zeros that reach it.
 
     These are in ``ranges`` ranges of ``width`` taps each; one range to the next is a row of taps, ``x_taps``, further.
     """
 
     def __init__(self, builder: Any, arguments: Any) -> None:
-        job, self.share, self.row, self.tap, self.ranges, self.width, source, result, self.length = arguments
+        job, self.share, self.rows, self.tap, self.ranges, self.width, source, self.at, self.length = arguments
         self.builder = builder
-        self.job = {name: _read(builder, job, _int64(place), _int64) for name, place in _FIELD.items()}
-        self._low = builder.sub(builder.shl(_int64(1), self.job["bits"]), _int64(1))
-        self._source, self._result = self.floats("source", source), self.floats("result", result)
+        self.job = {name: read(builder, job, INT64(place), INT64) for name, place in _FIELD.items()}
+        self._low = builder.sub(builder.shl(INT64(1), self.job["bits"]), INT64(1))
+        self._source = self.floats("source", source)
 
     def floats(self, field: str, offset: Any) -> Any:
         """Pointer to the float ``offset`` of the array of that name."""
-        return _at(self.builder, self._base(field), offset, _float)
+        return at(self.builder, self.base(field), offset, FLOAT)
 
-    def _base(self, field: str) -> Any:
-        return self.builder.inttoptr(self.job[field], _byte.as_pointer())
+    def base(self, field: str) -> Any:
+        """The address in the field of that name."""
+        return self.builder.inttoptr(self.job[field], BYTE.as_pointer())
 
-    def each_tile(self, body: Callable[[_Tile, Any, Any], None]) -> None:
-        """Emit ``body(tile, source, result)`` for tiles as wide as possible, one after the other."""
-        builder, done = self.builder, _int64(0)
-        for count in (16, 8, 6, 5, 4, 3, 2, 1):
-            tiles = builder.sdiv(builder.sub(self.length, done), _int64(LANES * count))
+    def each_tile(self, body: Callable[[Tile, Any, Any, Any], None]) -> None:
+        """Emit ``body(tile, row, source, result)`` for all rows in tiles as wide as possible, one after the other."""
+        builder, done = self.builder, INT64(0)
+        for count in TILES:
+            tiles = builder.sdiv(builder.sub(self.length, done), INT64(LANES * count))
             with cgutils.for_range(builder, tiles) as loop:
-                offset = builder.add(done, builder.mul(loop.index, _int64(LANES * count)))
-                body(_Tile(builder, count), *self._moved(offset))
-            done = builder.add(done, builder.mul(tiles, _int64(LANES * count)))
+                offset = builder.add(done, builder.mul(loop.index, INT64(LANES * count)))
+                self.each_row(offset, partial(body, Tile(builder, count)))
+            done = builder.add(done, builder.mul(tiles, INT64(LANES * count)))
         rest = builder.sub(self.length, done)
-        with builder.if_then(builder.icmp_signed(">", rest, _int64(0))):
-            body(_Tile(builder, 1, rest), *self._moved(done))
+        with builder.if_then(builder.icmp_signed(">", rest, INT64(0))):
+            self.each_row(done, partial(body, Tile(builder, 1, rest)))
 
-    def _moved(self, offset: Any) -> list[Any]:
-        return [_at(self.builder, base, offset, _float) for base in (self._source, self._result)]
+    def each_row(self, offset: Any, body: Callable[[Any, Any, Any], None]) -> None:
+        """Emit ``body(row, source, result)`` for all rows, ``offset`` floats after the beginning of the piece."""
+        builder, source = self.builder, at(self.builder, self._source, offset, FLOAT)
+        with cgutils.for_range_slice(builder, self.rows[0], self.rows[1], INT64(1)) as (row, _):
+            place = builder.add(builder.mul(row, self.job["result_plane"]), builder.add(self.at, offset))
+            body(row, source, self.floats("result", place))
 
-    def each_weight(self, source: Any, body: Callable[[Any, Any], None]) -> None:
-        """Emit ``body(place, source)`` for each non-zero: its place in the row order, and where its plane begins."""
+    def each_weight(
+        self, row: Any, source: Any, body: Callable[[int, Any, Any], None], *, unroll: int = 1, direct: bool = False
+    ) -> None:
+        """Emit ``body(turn, place, source)`` for each non-zero: its place in the row order, where its plane begins.
+
+        ``unroll`` of them are taken at a time, with turns 0, 1, …, so that they need not wait for each other.
+        ``direct``: entries are the distances to the planes.
+        """
         builder, job = self.builder, self.job
+        first = builder.add(builder.mul(row, job["taps"]), self.tap)
+
+        def one(turn: int, place: Any) -> None:
+            entry = builder.zext(read(builder, self.base("entries"), place, INT32), INT64)
+            if not direct:
+                shift = read(builder, self.base("shifts"), builder.and_(entry, self._low), INT64)
+                entry = builder.add(builder.mul(builder.lshr(entry, job["bits"]), job["source_plane"]), shift)
+            body(turn, place, at(builder, source, entry, FLOAT))
+
         with cgutils.for_range(builder, self.ranges) as outer:
-            start = builder.add(self.tap, builder.mul(outer.index, job["x_taps"]))
-            begin, end = (
-                builder.sext(_read(builder, self._base("pointers"), pointer, _int32), _int64)
-                for pointer in (start, builder.add(start, self.width))
-            )
-            with cgutils.for_range_slice(builder, begin, end, _int64(1)) as (place, _):
-                entry = builder.zext(_read(builder, self._base("entries"), place, _int32), _int64)
-                shift = _read(builder, self._base("shifts"), builder.and_(entry, self._low), _int64)
-                plane = builder.mul(builder.lshr(entry, job["bits"]), job["source_plane"])
-                body(place, _at(builder, source, builder.add(plane, shift), _float))
+            begin, end = self.ends(builder.add(first, builder.mul(outer.index, job["x_taps"])))
+            for step in (unroll, 1) if unroll > 1 else (1,):
+                whole = builder.and_(builder.sub(end, begin), INT64(-step))
+                stop = builder.add(begin, whole)
+                with cgutils.for_range_slice(builder, begin, stop, INT64(step)) as (place, _):
+                    for turn in range(step):
+                        one(turn, builder.add(place, INT64(turn)))
+                begin = stop
+
+    def ends(self, tap: Any) -> tuple[Any, Any]:
+        """First and last place of the non-zeros of ``width`` taps."""
+        builder, pointers = self.builder, self.base("pointers")
+        taps = (tap, builder.add(tap, self.width))
+        begin, end = (builder.sext(read(builder, pointers, place, INT32), INT64) for place in taps)
+        return begin, end
+
+    def start(self, row: Any) -> Any:
+        """The bias of a row, or 0."""
+        builder, found = self.builder, cgutils.alloca_once(self.builder, FLOAT)
+        builder.store(FLOAT(0.0), found)
+        with builder.if_then(builder.icmp_unsigned("!=", self.job["bias"], INT64(0))):
+            builder.store(builder.load(self.floats("bias", row)), found)
+        return builder.load(found)
+
+    def floored(self, number: Any, *, vector: bool = True) -> Any:
+        """At least 0 where there is a floor; NaN stays."""
+        builder = self.builder
+        has = builder.icmp_unsigned("!=", self.job["floor"], INT64(0))
+        floor = builder.select(has, FLOAT(0.0), ir.Constant(FLOAT, -np.inf))
+        floor = splat(builder, floor) if vector else floor
+        return builder.select(builder.fcmp_ordered("<", number, floor), floor, number)
 
 
-def _accumulate(piece: _Piece, *, ordered: bool) -> None:
-    """result[t] = bias + Σ value · source[t], at least the floor, over the non-zeros; values by their order if so."""
-    builder, job = piece.builder, piece.job
-    start, lowest = (cgutils.alloca_once_value(builder, ir.Constant(_float, value)) for value in (0.0, -np.inf))
-    with builder.if_then(builder.icmp_unsigned("!=", job["bias"], _int64(0))):
-        builder.store(builder.load(piece.floats("bias", piece.row)), start)
-    with builder.if_then(builder.icmp_unsigned("!=", job["floor"], _int64(0))):
-        builder.store(ir.Constant(_float, 0.0), lowest)
-    values = piece.floats("values", _int64(0))
-    order = builder.inttoptr(job["order"], _byte.as_pointer())
+def _accumulate(piece: _Piece, *, ordered: bool, direct: bool = False) -> None:
+    """result[t] = bias + Σ value · source[t], at least the floor, over the non-zeros.
 
-    def tile_sum(tile: _Tile, source: Any, result: Any) -> None:
-        sums = [cgutils.alloca_once(builder, _vector) for _ in range(tile.count)]  # LLVM keeps them in registers
-        for total in sums:
-            builder.store(_splat(builder, builder.load(start)), total)
+    ``ordered``: of the values, by their order; ``direct``: with distances for entries.
+    """
+    builder = piece.builder
+    values, order = piece.floats("values", INT64(0)), piece.base("order")
 
-        def add(place: Any, plane: Any) -> None:
+    def tile_sum(tile: Tile, row: Any, source: Any, result: Any) -> None:
+        unroll = max(1, UNROLL // tile.count)
+        sums = [[cgutils.alloca_once(builder, VECTOR) for _ in range(tile.count)] for _ in range(unroll)]
+        start = piece.start(row)
+        for turn, totals in enumerate(sums):  # LLVM keeps them in registers
+            for total in totals:
+                builder.store(splat(builder, FLOAT(0.0) if turn else start), total)
+
+        def add(turn: int, place: Any, plane: Any) -> None:
             if ordered:
-                place = builder.sext(_read(builder, order, place, _int32), _int64)
-            weight = _splat(builder, _read(builder, values, place, _float))
-            for total, part in zip(sums, tile.load(plane), strict=True):
-                builder.store(_multiply_add(builder, builder.load(total), weight, part), total)
+                place = builder.sext(read(builder, order, place, INT32), INT64)
+            weight = splat(builder, read(builder, values, place, FLOAT))
+            for total, part in zip(sums[turn], tile.load(plane), strict=True):
+                builder.store(multiply_add(builder, builder.load(total), weight, part), total)
 
-        piece.each_weight(source, add)
-        floor = _splat(builder, builder.load(lowest))
-        totals = [builder.load(total) for total in sums]
-        tile.store([builder.select(builder.fcmp_ordered("<", total, floor), floor, total) for total in totals], result)
+        piece.each_weight(row, source, add, unroll=unroll, direct=direct)
+        totals = [reduce(builder.fadd, map(builder.load, parts)) for parts in zip(*sums, strict=True)]
+        tile.store([piece.floored(total) for total in totals], result)
 
     piece.each_tile(tile_sum)
 
@@ -186,40 +184,73 @@ def _correlate(piece: _Piece) -> None:
     builder = piece.builder
     values = piece.floats("values", piece.share)
 
-    def tile_sum(tile: _Tile, source: Any, result: Any) -> None:
+    def tile_sum(tile: Tile, row: Any, source: Any, result: Any) -> None:
         given = tile.load(result)
 
-        def add(place: Any, plane: Any) -> None:
+        def add(turn: int, place: Any, plane: Any) -> None:
             parts = tile.load(plane)
             sums = [builder.fmul(one, part) for one, part in zip(given[:2], parts, strict=False)]
             for index in range(2, tile.count):
-                sums[index % 2] = _multiply_add(builder, sums[index % 2], given[index], parts[index])
+                sums[index % 2] = multiply_add(builder, sums[index % 2], given[index], parts[index])
             total = sums[0] if tile.count == 1 else builder.fadd(*sums)
-            before = _at(builder, values, place, _float)
+            before = at(builder, values, place, FLOAT)
             name, arguments = "llvm.vector.reduce.fadd.v16f32", [builder.load(before), total]
-            builder.store(_call(builder, name, _float, arguments, fastmath=("reassoc",)), before)
+            builder.store(call(builder, name, FLOAT, arguments, fastmath=("reassoc",)), before)
 
-        piece.each_weight(source, add)
+        piece.each_weight(row, source, add)
 
     piece.each_tile(tile_sum)
+
+
+def _dot(piece: _Piece) -> None:
+    """As :func:`_accumulate` with distances for entries, float by float: vectors run over the non-zeros of a row."""
+    builder, job = piece.builder, piece.job
+    values, entries = piece.floats("values", INT64(0)), piece.base("entries")
+    zeros = ir.Constant(VECTOR, [0.0] * LANES)
+
+    def add(total: Any, place: Any, source: Any, lanes: Any) -> None:
+        tile, mask = Tile(builder, 1, lanes), lanes_below(builder, lanes)
+        (weights,), (bits,) = (tile.load(at(builder, array, place, FLOAT)) for array in (values, entries))
+        distances = builder.bitcast(bits, ir.VectorType(INT32, LANES))
+        found = gather(builder, source, distances, mask, zeros)
+        builder.store(multiply_add(builder, builder.load(total), weights, found), total)
+
+    def row_sum(row: Any, source: Any, result: Any) -> None:
+        begin, end = piece.ends(builder.add(builder.mul(row, job["taps"]), piece.tap))
+        sums = [cgutils.alloca_once(builder, VECTOR) for _ in range(_DOTS)]
+        for total in sums:
+            builder.store(zeros, total)
+        with cgutils.for_range_slice(builder, begin, end, INT64(_DOTS * LANES)) as (place, _):
+            for turn, total in enumerate(sums):
+                here = builder.add(place, INT64(turn * LANES))
+                add(total, here, source, builder.sub(end, here))
+        arguments = [piece.start(row), reduce(builder.fadd, map(builder.load, sums))]
+        total = call(builder, "llvm.vector.reduce.fadd.v16f32", FLOAT, arguments, fastmath=("reassoc",))
+        builder.store(piece.floored(total, vector=False), result)
+
+    with cgutils.for_range(builder, piece.length) as loop:
+        piece.each_row(loop.index, row_sum)
 
 
 _EMITS: dict[str, Callable[[_Piece], None]] = {
     "product": lambda piece: _accumulate(piece, ordered=False),
     "product_in_order": lambda piece: _accumulate(piece, ordered=True),
     "gradient": _correlate,
+    "dot": _dot,
+    "product_at": lambda piece: _accumulate(piece, ordered=False, direct=True),
 }
 
 
-def _emit(context, number, job, share, row, tap, ranges, width, source, result, length):  # type: ignore[no-untyped-def]
+def _emit(context, number, job, share, first_row, last_row, tap, ranges, width, source, at, length):  # type: ignore[no-untyped-def]
     """One of :data:`_EMITS`, by its number, for Numba code."""
     emit = list(_EMITS.values())[number.literal_value]
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        emit(_Piece(builder, arguments[1:]))
+        _, job, share, first_row, last_row, *rest = arguments
+        emit(_Piece(builder, (job, share, (first_row, last_row), *rest)))
         return context.get_dummy_value()
 
-    return types.void(number, types.voidptr, *[types.intp] * 8), generate
+    return types.void(number, types.voidptr, *[types.intp] * 9), generate
 
 
 _work: Any = intrinsic(prefer_literal=True)(_emit)
@@ -250,10 +281,8 @@ def kernel(name: str) -> Any:
                 tap, ranges, width = y[2] * job[_field.x_taps] + x[3], y[3], x[4]
                 if width == job[_field.x_taps]:  # the ranges follow each other
                     ranges, width = min(ranges, 1), ranges * width
-                for row in range(first_row, last_row):
-                    at = row * job[_field.result_plane] + y[0] + x[0]
-                    taps = row * job[_field.taps] + tap
-                    _work(number, job_at, share, row, taps, ranges, width, y[1] + x[2], at, x[1])
+                source, at = y[1] + x[2], y[0] + x[0]
+                _work(number, job_at, share, first_row, last_row, tap, ranges, width, source, at, x[1])
 
     return compiled(walk, name)
 
@@ -285,40 +314,3 @@ def _transpose(
 
 
 transpose = kept(lambda **options: njit(**options)(_transpose))
-
-
-@cache
-def multiply_adds_kernel() -> Any:
-    """A loop of nothing but vector multiply-adds in registers: chunks of ``job[2]`` rounds of :data:`ROUND` each."""
-
-    def emit(context, count, result):  # type: ignore[no-untyped-def]
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            count, result = arguments
-            factor = builder.load(builder.bitcast(result, _vector.as_pointer()), align=4)
-            sums = [cgutils.alloca_once_value(builder, factor) for _ in range(_SUMS)]
-            with cgutils.for_range(builder, count):
-                for total in sums:
-                    builder.store(_multiply_add(builder, factor, builder.load(total), factor), total)
-            for total in sums:  # so that none of it is left out
-                pointer = builder.bitcast(result, _vector.as_pointer())
-                before = builder.load(pointer, align=4)
-                builder.store(builder.fadd(before, builder.load(total)), pointer, align=4)
-            return context.get_dummy_value()
-
-        return types.void(types.int64, types.voidptr), generate
-
-    rounds: Any = intrinsic(emit)
-
-    def walk(job_at: Any) -> None:
-        job: Any = carray(job_at, (4,), np.int64)
-        while True:
-            chunk = next_chunk(job_at)
-            if chunk >= job[1]:
-                break
-            rounds(job[2], pointer(job[3] + 4 * LANES * chunk))
-
-    return compiled(walk, "multiply_adds")
-
-
-_SUMS = 12  # independent sums: enough to keep the processor busy, few enough for its registers
-ROUND = _SUMS * LANES

@@ -179,12 +179,13 @@ def machine() -> float:
 
 @cache
 def _machine(threads: int) -> float:
-    from tombola.sparse.kernels import LANES, ROUND, multiply_adds_kernel
+    from tombola.sparse.peak import ROUND, kernel
     from tombola.sparse.threads import run
+    from tombola.sparse.vectors import LANES
 
     scratch, count, best = np.zeros((threads, LANES), dtype=np.float32), 200_000, float("inf")
     for _ in range(5):
         start = time.perf_counter()
-        run(multiply_adds_kernel(), [0, threads, count, scratch.ctypes.data])
+        run(kernel(), [0, threads, count, scratch.ctypes.data])
         best = min(best, time.perf_counter() - start)
     return threads * count * ROUND / (best * 1000)

@@ -90,7 +90,8 @@ def _through_relu(gradient: Tensor, output: Tensor | None) -> Tensor:
 def _forward(
     x: Tensor, values: Tensor, bias: Tensor | None, pointers: Tensor, entries: Tensor, geometry: Geometry, relu: bool
 ) -> Tensor:
-    from tombola.sparse.kernels import LANES, PIECE  # imports Numba: not before it is needed
+    from tombola.sparse.kernels import PIECE  # imports Numba: not before it is needed
+    from tombola.sparse.vectors import LANES
 
     x, values = x.contiguous(), values.contiguous()
     bias = None if bias is None else bias.contiguous()
@@ -169,25 +170,70 @@ def _run(
 
     if not result.numel():
         return
+    rows = geometry.outputs if shares else result.shape[0]
     threads = torch.get_num_threads()
-    rows, ys, xs = geometry.outputs if shares else result.shape[0], len(plan.ys), len(plan.xs)
+    job = product_job(
+        plan, rows, values, entries, pointers, bias, relu=relu, kernel=geometry.kernel, shares=shares, threads=threads
+    )
+    job |= {"bits": geometry.bits, "order": 0 if order is None else order.data_ptr()}
+    launch(name, [*(job | {"source": source.data_ptr(), "result": result.data_ptr()}).values()])
+
+
+def product_job(
+    plan: Plan,
+    rows: int,
+    values: Tensor,
+    entries: Tensor,
+    pointers: Tensor,
+    bias: Tensor | None,
+    *,
+    relu: bool,
+    kernel: Pair,
+    shares: int = 0,
+    threads: int,
+) -> dict[str, int]:
+    """The fields of a kernel's job, in their order; source, result and some others are left to be filled in.
+
+    Args:
+        plan: the pieces.
+        rows: of the result.
+        values, entries, pointers, bias: see the kernels.
+        relu: whether negative results become 0.
+        kernel: taps in both directions.
+        shares: for the gradient by the values, into how many the pieces are divided.
+        threads: that are to do it.
+    """
+    ys, xs = len(plan.ys), len(plan.xs)
     pieces_per_chunk = -(-ys * xs // shares) if shares else 1
     groups = -(-ys * xs // pieces_per_chunk)
     rows_per_chunk = -(-rows // -(-CHUNKS * threads // groups))
-    chunks = -(-rows // rows_per_chunk) * groups
     y_table, x_table, shifts = plan.addresses
-    job = [0, chunks, rows, rows_per_chunk, pieces_per_chunk, ys, y_table, xs, x_table]
-    job += [
-        values.data_ptr(),
-        values.shape[-1] if shares else 0,
-        0 if order is None else order.data_ptr(),
-        entries.data_ptr(),
-        geometry.bits,
-    ]
-    job += [pointers.data_ptr(), geometry.taps, geometry.kernel[1], shifts]
-    job += [source.data_ptr(), plan.source_plane, result.data_ptr(), plan.result_plane]
-    job += [0 if bias is None else bias.data_ptr(), int(relu)]
-    launch(name, job)
+    return {
+        "counter": 0,
+        "chunks": -(-rows // rows_per_chunk) * groups,
+        "rows": rows,
+        "rows_per_chunk": rows_per_chunk,
+        "pieces_per_chunk": pieces_per_chunk,
+        "ys": ys,
+        "y_table": y_table,
+        "xs": xs,
+        "x_table": x_table,
+        "values": values.data_ptr(),
+        "values_each": values.shape[-1] if shares else 0,
+        "order": 0,
+        "entries": entries.data_ptr(),
+        "bits": 0,
+        "pointers": pointers.data_ptr(),
+        "taps": kernel[0] * kernel[1],
+        "x_taps": kernel[1],
+        "shifts": shifts,
+        "source": 0,
+        "source_plane": plan.source_plane,
+        "result": 0,
+        "result_plane": plan.result_plane,
+        "bias": 0 if bias is None else bias.data_ptr(),
+        "floor": int(relu),
+    }
 
 
 # ---- the same for PyTorch's compiler and exporter

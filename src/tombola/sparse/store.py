@@ -37,6 +37,7 @@ def save(model: Converted, path: str | Path, *, about: Mapping[str, Any] | None 
     said = {
         "rows": [asdict(row) for row in model.rows],
         "inference": model.inference,
+        "as_program": model.as_program,
         "dense_ms": model.dense_ms,
         "chosen_ms": model.chosen_ms,
         "about": dict(about or {}),
@@ -75,7 +76,8 @@ def load(path: str | Path, model: nn.Module) -> Converted:
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{path} does not fit this {type(model).__name__}: {reason}") from error
-    return Converted(plain, rows, dense_ms=said["dense_ms"], chosen_ms=said["chosen_ms"])
+    times = {"dense_ms": said["dense_ms"], "chosen_ms": said["chosen_ms"]}
+    return Converted(plain, rows, **times, as_program=said.get("as_program", False))
 
 
 def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

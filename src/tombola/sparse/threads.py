@@ -10,8 +10,10 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from threading import Thread
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -46,10 +48,20 @@ pointer: Any = intrinsic(_pointer)
 
 
 def compiled(loop: Callable[[Any], None], name: str, *, fastmath: bool | set[str] = False) -> Any:
-    """``loop`` as machine code, kept on disk for the next process under ``name``, which no other of its file has."""
-    loop.__qualname__ = name
+    """``loop`` as machine code, kept on disk for the next process under ``name``, which no other of its file has.
+
+    What is kept counts until the file of the loop changes; what loops are made of here is therefore part of the name.
+    """
+    loop.__qualname__ = f"{name}_{_stamp()}"
     signature = types.void(types.voidptr)
     return kept(lambda **options: cfunc(signature, fastmath=fastmath, **options)(loop)).ctypes
+
+
+@cache
+def _stamp() -> str:
+    """A digest of the code that is built into loops of other files."""
+    texts = [Path(__file__).with_name(name).read_bytes() for name in ("threads.py", "vectors.py")]
+    return f"{crc32(b''.join(texts)):08x}"
 
 
 def run(loop: Any, job: list[int]) -> None:

@@ -1,0 +1,100 @@
+"""A network for inference as tables of compiled steps, with memory that stays: one call into machine code for all."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+AT_ONCE = 16  # images: their pixels are then whole vectors, and what flows between layers stays in the cache
+_KEPT = 8  # sizes of input
+
+
+class Program:
+    """Runs a fused network without PyTorch between its layers. It holds memory for some sizes of input, and no state.
+
+    Tables and memory are made when an input of another size comes, at most :data:`AT_ONCE` images of it at a time. They
+    hold the addresses of the network's weights: :meth:`forget` them when these are somewhere else.
+    """
+
+    def __init__(self) -> None:
+        self._parts: OrderedDict[tuple[int, ...], _Part | None] = OrderedDict()
+        self._lock = Lock()
+
+    def forget(self) -> None:
+        """Make all anew."""
+        with self._lock:
+            self._parts.clear()
+
+    def run(self, net: fx.GraphModule, x: Any) -> Tensor | None:
+        """The output for ``x``, (N, …), in the usual layout; None if there is something that no step can do.
+
+        So it is where gradients are wanted, in autocast, and while PyTorch compiles.
+        """
+        if not isinstance(x, Tensor) or x.dtype is not torch.float32 or x.device.type != "cpu" or not x.numel():
+            return None
+        if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+            return None
+        with self._lock:  # the memory is there once
+            parts = [self._part(net, (len(images), *x.shape[1:])) for images in x.split(AT_ONCE)]
+            if not all(parts):
+                return None
+            y = x.new_empty(len(x), *parts[0].shape[1:])
+            for part, images, results in zip(parts, x.split(AT_ONCE), y.split(AT_ONCE), strict=True):
+                part.run(images, results)
+        return y
+
+    def _part(self, net: fx.GraphModule, shape: tuple[int, ...]) -> Any:
+        from tombola.sparse.inference.assemble import Unable  # imports Numba: not before it is needed
+
+        if shape not in self._parts:
+            try:
+                self._parts[shape] = _Part(net, shape)
+            except Unable:
+                self._parts[shape] = None
+            if len(self._parts) > _KEPT:
+                self._parts.popitem(last=False)
+        self._parts.move_to_end(shape)
+        return self._parts[shape]
+
+    def __deepcopy__(self, memo: Any) -> Program:
+        return Program()
+
+    def __reduce__(self) -> tuple[type[Program], tuple[()]]:
+        return Program, ()
+
+
+class _Part:
+    """The steps for one size of input."""
+
+    def __init__(self, net: fx.GraphModule, shape: Sequence[int]) -> None:
+        from tombola.sparse.inference import moves, runner
+        from tombola.sparse.inference.images import Image, place
+        from tombola.sparse.inference.translate import translate
+
+        self._assembly, result = translate(net, shape)
+        self._memory = torch.zeros(place(self._assembly.buffers))
+        base = self._memory.data_ptr()
+        self.shape = (shape[0], *result.shape)
+        placed = [
+            {
+                name: base + 4 * value.buffer.offset if isinstance(value, Image) else value
+                for name, value in values.items()
+            }
+            for values in (step.values for step in self._assembly.steps)
+        ]
+        self._steps = runner.table(zip((step.kernel for step in self._assembly.steps), placed, strict=True))
+        self._run, self._field = runner.run, moves.field
+
+    def run(self, x: Tensor, y: Tensor) -> None:
+        """Compute ``y`` from ``x``, of any strides."""
+        field = self._field
+        for step, tensor, end in ((self._steps[0], x, "source"), (self._steps[-1], y, "result")):
+            image, plane, row, pixel = (*tensor.stride()[:2], *(0, 0, *tensor.stride()[2:])[-2:])
+            step[getattr(field, end)], step[getattr(field, f"{end}_plane")] = tensor.data_ptr(), plane
+            step[getattr(field, f"{end}_row")], step[field.of_image], step[field.of_pixel] = row, image, pixel
+        self._run(self._steps)

@@ -11,11 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tombola.masks import Masks
 from tombola.selection import unwrapped
 from tombola.sparse.around import make_aware
 from tombola.sparse.choose import Choice, Times, fastest, whole
 from tombola.sparse.fuse import fused
-from tombola.sparse.swap import SPARSE, make_dense, make_sparse
+from tombola.sparse.swap import SPARSE, make_dense, make_sparse, weights
 from tombola.sparse.timing import milliseconds
 
 
@@ -111,9 +112,10 @@ def convert(
 ) -> Converted:
     """The same model, computing each layer in the way that is fastest on this machine.
 
-    Every Linear, Conv1d and Conv2d is timed dense and sparse on the shape that ``example`` gives it: one pass forward
-    in ``eval`` mode, and the way back too in ``train`` mode. Chosen is what is fastest over all of them, with the time
-    of going from one layout to the other between them. The whole is timed as well: if it is not faster, all stay dense.
+    Every Linear, Conv1d, Conv2d and GRU is timed dense and sparse on the shape that ``example`` gives it: one pass
+    forward in ``eval`` mode, and the way back too in ``train`` mode. Chosen is what is fastest over all of them, with
+    the time of going from one layout to the other between them. The whole is timed as well: if it is not faster, all
+    stay dense. A GRU is one layer, sparse with all its weights or dense with all of them.
 
     Args:
         model: float32 on the CPU. It stays as it is; the parameters of the result are new ones, so make the optimiser
@@ -132,12 +134,11 @@ def convert(
     plain, given = prepared(model, masks)
     inputs = example if isinstance(example, tuple) else (example,)
     layers = _layers(plain)
-    every = {
-        name: given.get(f"{name}.weight", torch.ones_like(layer.weight, dtype=torch.bool))
-        for name, layer in layers.items()
-    }
+    every = {name: masks_of(name, layer, given) for name, layer in layers.items()}
     if choose == "sparse":
-        chosen: dict[str, Choice] = {name: "sparse" if f"{name}.weight" in given else "dense" for name in layers}
+        chosen: dict[str, Choice] = {
+            name: "sparse" if any(f"{name}.{key}" in given for key in own) else "dense" for name, own in every.items()
+        }
         times: dict[str, Times] = {}
     else:
         times, chosen = fastest(plain, inputs, every, bf16=bf16)
@@ -171,7 +172,8 @@ def _applied(model: nn.Module, masks: Mapping[str, Tensor] | None, who: str) -> 
     """Clear the weights outside the masks."""
     parameters = dict(model.named_parameters())
     if masks is None:
-        masks = {f"{n}.weight": m.weight != 0 for n, m in _layers(model).items() if not bool(m.weight.all())}
+        found = {f"{n}.{key}": w for n, layer in _layers(model).items() for key, w in weights(layer).items()}
+        masks = {name: weight != 0 for name, weight in found.items() if not bool(weight.all())}
     for name, mask in masks.items():
         if name not in parameters:
             raise ValueError(f"{who}: the model has no parameter {name!r}; it has {', '.join(parameters)}")
@@ -189,21 +191,29 @@ def _layers(model: nn.Module) -> dict[str, Any]:
         name: module
         for name, module in model.named_modules()
         if type(module) in SPARSE
-        and uses[id(module.weight)] == 1
-        and module.weight.dtype is torch.float32
+        and all(uses[id(weight)] == 1 and weight.dtype is torch.float32 for weight in weights(module).values())
         and getattr(module, "padding_mode", "zeros") == "zeros"
         and getattr(module, "padding", 0) != "same"
     }
 
 
-def made(model: nn.Module, masks: Mapping[str, Tensor], chosen: Mapping[str, Choice]) -> nn.Module:
-    """``model`` itself with each layer as chosen; ``masks``, by the layers' names, are wanted of those to be sparse."""
+def masks_of(name: str, layer: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The ``masks`` of the layer of that ``name``, by the names of its weights; of one that has none all of it."""
+    return {
+        key: masks.get(f"{name}.{key}", torch.ones_like(weight, dtype=torch.bool))
+        for key, weight in weights(layer).items()
+    }
+
+
+def made(model: nn.Module, masks: Mapping[str, Mapping[str, Tensor]], chosen: Mapping[str, Choice]) -> nn.Module:
+    """``model`` itself with each layer as chosen; ``masks``, by the names of layers and of their weights, are wanted of
+    those to be sparse."""
     for name, choice in chosen.items():
         if choice == "bf16":
             make_aware(model.get_submodule(name), low_precision=True)
-    sparse = {f"{name}.weight": masks[name] for name, choice in chosen.items() if choice == "sparse"}
+    sparse = [name for name, choice in chosen.items() if choice == "sparse"]
     if sparse:
-        make_sparse(model, sparse)
+        make_sparse(model, {f"{name}.{key}": mask for name in sparse for key, mask in masks[name].items()})
     return model
 
 
@@ -217,12 +227,19 @@ def _compared(plain: nn.Module, result: nn.Module, inputs: tuple[Any, ...]) -> t
     return min(found["contiguous"], found["channels_last"]), found["chosen"]
 
 
-def _row(name: str, mask: Tensor, times: Times | None, choice: Choice, before: nn.Module, result: nn.Module) -> Row:
+def _row(
+    name: str,
+    masks: Mapping[str, Tensor],
+    times: Times | None,
+    choice: Choice,
+    before: nn.Module,
+    result: nn.Module,
+) -> Row:
     dense, bf16, sparse = (None, None, None) if times is None else times
     sizes = (_bytes(before), _bytes(result.get_submodule(name)))
-    return Row(name, float(mask.float().mean()), dense, bf16, sparse, choice, *sizes)
+    return Row(name, Masks(masks).density, dense, bf16, sparse, choice, *sizes)
 
 
 def _bytes(module: nn.Module) -> int:
-    tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    tensors = [*module.parameters(), *module.buffers()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

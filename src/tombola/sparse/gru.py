@@ -84,13 +84,8 @@ class SparseGRU(nn.Module):
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, dropout, bidirectional
         shapes = {f"weight_{kind}_{cell}": shape for cell in self._cells() for kind, shape in self._shapes(cell)}
-        for name, shape in shapes.items() if masks is not None else ():
-            mask = masks.get(name)
-            if mask is None or mask.dtype is not torch.bool or mask.shape != shape:
-                found = "none" if mask is None else f"{mask.dtype} {tuple(mask.shape)}"
-                raise ValueError(f"SparseGRU: the mask of {name!r} must be a bool tensor of shape {shape}, not {found}")
-        if unknown := [name for name in masks or () if name not in shapes]:
-            raise ValueError(f"SparseGRU: there is no weight {unknown[0]!r}; it has {', '.join(shapes)}")
+        if masks is not None:
+            _check_masks(masks, shapes)
         for name, shape in shapes.items():
             mask = None if masks is None else masks[name]
             self.add_module(name, SparseWeight(shape, density=density, mask=mask, generator=generator))
@@ -226,3 +221,13 @@ class SparseGRU(nn.Module):
         options = ("num_layers", 1), ("bias", True), ("batch_first", False), ("dropout", 0.0), ("bidirectional", False)
         said = [f"{name}={getattr(self, name)}" for name, usual in options if getattr(self, name) != usual]
         return ", ".join([f"{self.input_size}, {self.hidden_size}", f"density={self.density:.4g}", *said])
+
+
+def _check_masks(masks: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, int]]) -> None:
+    if unknown := [name for name in masks if name not in shapes]:
+        raise ValueError(f"SparseGRU: there is no weight {unknown[0]!r}; it has {', '.join(shapes)}")
+    for name, shape in shapes.items():
+        mask = masks.get(name)
+        if mask is None or mask.dtype is not torch.bool or mask.shape != shape:
+            found = "missing" if mask is None else f"{mask.dtype} {tuple(mask.shape)}"
+            raise ValueError(f"SparseGRU: the mask of {name!r} must be a bool tensor of shape {shape}; it is {found}")

@@ -33,7 +33,7 @@ class Weight(NamedTuple):
     geometry: Geometry
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def recurrence(x: Tensor, start: Tensor, by_input: Weight, by_state: Weight) -> Tensor:
     """The states of one layer in one direction.
 
@@ -84,9 +84,7 @@ class _Recurrence(torch.autograd.Function):
         return *found, None, None
 
 
-def _run(
-    x: Tensor, start: Tensor, by_input: Weight, by_state: Weight, reset: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _run(x: Tensor, start: Tensor, by_input: Weight, by_state: Weight, reset: Tensor | None) -> tuple[Tensor, Tensor]:
     """The gates r, z and n of all steps, (T, 3 · hidden, N), and the states, (T + 1, hidden, N).
 
     ``reset``, (T, hidden, N), takes W_hn h + b_hn, what the reset gates are multiplied with.

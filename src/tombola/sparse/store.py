@@ -34,7 +34,9 @@ def save(model: Converted, path: str | Path, *, about: Mapping[str, Any] | None 
     Raises:
         OSError: the file cannot be written; an older one is then as it was.
     """
-    tensors = {name: tensor.detach().contiguous() for name, tensor in model.plain.state_dict().items()}
+    state = model.plain.state_dict()
+    # copies, because tied weights share memory, which a file cannot: there they are under each of their names
+    tensors = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
     said = {
         "rows": [asdict(row) for row in model.rows],
         "inference": model.inference,

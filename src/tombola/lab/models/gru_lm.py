@@ -1,8 +1,8 @@
 """The character-level language model of the RigL paper: Evci et al., ICML 2020, arXiv 1911.11134.
 
 A shared embedding of 128, a GRU of 512, and a readout of two linear layers of 256 and 128, whose outcome is multiplied
-with the embedding of each character. The authors' code does not contain it; that a ReLU stands between the two, and that
-"shared" means that the embedding serves for the output as well, is how their sentence is read here.
+with the embedding of each character. The authors' code does not contain it. That a ReLU stands between the two, and
+that "shared" means that the embedding serves for the output as well, is how their sentence is read here.
 """
 
 from __future__ import annotations

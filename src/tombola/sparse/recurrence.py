@@ -78,7 +78,7 @@ class _Recurrence(torch.autograd.Function):
             if ctx.needs_input_grad[place]:
                 found[place] = _by_values(above, inputs, pointers, entries, geometry)
             if ctx.needs_input_grad[place + 1]:
-                found[place + 1] = above.sum((0, 2))
+                found[place + 1] = above.sum(0).sum(1)  # faster than both at once
             if place == 2 and ctx.needs_input_grad[0]:
                 found[0] = _by_input(above, values, *_backwards(weight.positions), geometry)
         return *found, None, None

@@ -43,7 +43,7 @@ class Maskable(dict[str, Parameter]):
     Attributes:
         others: name of each other parameter -> why it gets none.
         sparse: those of the names that stand for the connections of a sparse layer -> that layer. Such a name is the
-            one of the dense layer's weight, ``….weight``; the parameter are its values.
+            one of the dense layer's weight, ``….weight`` or ``….weight_ih_l0``; the parameter are its values.
     """
 
     def __init__(self) -> None:

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.optim import SGD
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tombola
 from tombola import SET, Fixed, GraNet, Masks, RigL, Static
 from tombola.lab.models import gru_lm
-from tombola.sparse import SparseGRU, convert, load, measure, save
+from tombola.sparse import SparseGRU, SparseLinear, convert, load, measure, save
 from tombola.sparse.operators import recorders
 from tombola.sparse.swap import make_dense, make_sparse
 
@@ -181,6 +182,24 @@ def test_nothing_is_turned_between_layers_of_the_kind() -> None:
     close(found, second(between.contiguous())[0])
 
 
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_a_sparse_readout_takes_the_states_as_they_lie(batch_first: bool) -> None:
+    sparse = SparseGRU(6, 10, density=0.5, batch_first=batch_first)
+    first, second = SparseLinear(10, 8, density=0.5), SparseLinear(8, 3, density=0.5)
+    states = sparse(torch.randn(4, 5, 6))[0].detach().requires_grad_()
+    other = states.detach().contiguous().requires_grad_()
+    outputs = []
+    for x in (states, other):
+        between = first(x).relu()
+        outputs.append(second(between))
+        outputs[-1].square().sum().backward()
+    close(outputs[0], outputs[1])
+    close(states.grad, other.grad)
+    # in memory the steps come before the batch, so that a copy moves runs of the whole batch
+    strides = outputs[0].stride()
+    assert strides[:2] == ((1, 4) if batch_first else (5, 1))
+
+
 def test_without_gradients_it_is_the_same() -> None:
     sparse, _ = pair(num_layers=2, bidirectional=True)
     x, start = torch.randn(5, 3, 6), torch.randn(4, 3, 10)
@@ -262,6 +281,11 @@ def test_compiling_a_model_around_it(dynamic: bool) -> None:
             outcomes.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
         assert len(outcomes[0]) == 7
         torch.testing.assert_close(outcomes[1], outcomes[0])
+
+
+def test_exporting_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="export the dense layer, which to_dense"):
+        torch.export.export(SparseGRU(4, 3, density=0.5), (torch.ones(5, 2, 4),))
 
 
 # ---- a module like any other
@@ -481,6 +505,34 @@ def test_rigl_grows_by_the_gradient_of_the_whole_sequence() -> None:
             if grown.any() and missing.any():
                 assert gradient[grown].min() >= gradient[missing].max() - 1e-5, name
     assert run.masks != Masks(masks)
+
+
+class Largest(TorchDispatchMode):
+    """The largest number of entries of any tensor that is made."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (list, tuple)) else [result]:
+            if isinstance(tensor, Tensor):
+                self.entries = max(self.entries, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return result
+
+
+def test_nothing_of_the_dense_size_is_ever_made() -> None:
+    with Largest() as largest:
+        model = SparseGRU(1500, 1500, density=0.002)
+        optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+        run = tombola.attach(model, optimizer, RigL(density=0.002, every=1), steps=6)
+        before = {name: weight.places for name, weight in model.weights().items()}
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(3, 2, 1500))[0].square().sum().backward()
+            optimizer.step()
+    assert all(not torch.equal(weight.places, before[name]) for name, weight in model.weights().items())
+    assert run.density == pytest.approx(0.002)
+    assert largest.entries < 3 * 1500 * 1500 / 2  # 2²¹ at a time, to find the best of the missing ones
 
 
 def test_masks_of_the_dense_net_fit() -> None:

@@ -53,7 +53,8 @@ class SparseGRU(nn.Module):
     last states. In memory each step lies with the batch innermost; an input that does so already, as from another
     sparse layer of the kind, is not copied.
 
-    ``torch.compile`` breaks its graph here, as it does at ``nn.GRU``, and the layer runs as without it.
+    ``torch.compile`` breaks its graph here, as it does at ``nn.GRU``, and the layer runs as without it; ``torch.export``
+    is refused.
 
     Raises:
         ValueError: sizes, dropout or density out of range, or masks that do not fit.
@@ -198,6 +199,10 @@ class SparseGRU(nn.Module):
             raise TypeError(
                 f"SparseGRU takes a tensor, not {type(x).__name__}; pad a packed sequence with "
                 "torch.nn.utils.rnn.pad_packed_sequence, and mask what follows its ends"
+            )
+        if torch.compiler.is_exporting():
+            raise RuntimeError(
+                "SparseGRU: torch.export cannot follow it; export the dense layer, which to_dense() makes"
             )
         x = computable("SparseGRU", x, self.parameters())
         form = "(N, T, input_size)" if self.batch_first else "(T, N, input_size)"

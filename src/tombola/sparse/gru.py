@@ -53,8 +53,8 @@ class SparseGRU(nn.Module):
     last states. In memory each step lies with the batch innermost; an input that does so already, as from another
     sparse layer of the kind, is not copied.
 
-    ``torch.compile`` breaks its graph here, as it does at ``nn.GRU``, and the layer runs as without it; ``torch.export``
-    is refused.
+    ``torch.compile`` breaks its graph here, as it does at ``nn.GRU``, and the layer runs as without it. It cannot be
+    exported.
 
     Raises:
         ValueError: sizes, dropout or density out of range, or masks that do not fit.

@@ -25,7 +25,7 @@ class _LanguageModel(nn.Module):
     def __init__(self, classes: int, embedded: int, hidden: int, readout: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(classes, embedded)
-        self.gru = nn.GRU(embedded, hidden, batch_first=True)
+        self.gru = nn.GRU(embedded, hidden)
         self.fc1 = nn.Linear(hidden, readout)
         self.relu = nn.ReLU()
         self.fc2 = nn.Linear(readout, embedded)
@@ -40,6 +40,6 @@ class _LanguageModel(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(N, T) -> (N, T, classes)."""
-        states, _ = self.gru(self.embedding(tokens))
+        states, _ = self.gru(self.embedding(tokens.T))  # the steps first, as they are computed
         logits: Tensor = self.out(self.fc2(self.relu(self.fc1(states))))
-        return logits
+        return logits.transpose(0, 1)

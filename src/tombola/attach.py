@@ -49,7 +49,7 @@ def attach(
     these, and nothing of the dense layers' size is ever held. Sparse layers begin with the connections that they have,
     however many: the method's density and budget are for dense parameters alone, which are only masked there if
     ``select`` says so. GraNet then prunes all of them together, down to its density. Masks name a sparse layer's
-    connections as the weight of the dense layer, ``….weight``.
+    connections as the weight of the dense layer, ``….weight``, those of a SparseGRU ``….weight_ih_l0`` and so on.
 
     Args:
         model: any module. Its storage, names and classes are not touched.

@@ -43,7 +43,7 @@ class Maskable(dict[str, Parameter]):
     Attributes:
         others: name of each other parameter -> why it gets none.
         sparse: those of the names that stand for the connections of a sparse layer -> that layer. Such a name is the
-            one of the dense layer's weight, ``….weight``; the parameter are its values.
+            one of the dense layer's weight, ``….weight`` or ``….weight_ih_l0``; the parameter are its values.
     """
 
     def __init__(self) -> None:
@@ -74,9 +74,10 @@ def maskable(model: nn.Module, select: Select | None = None) -> Maskable:
     kinds, layers = _kinds(model, types), _sparse_layers(model)
     found = Maskable()
     for name, parameter in model.named_parameters():
-        if (layer := layers.get(id(parameter))) is not None:
-            name = f"{name.removesuffix('values')}weight"
-            kinds[id(parameter)] = ("the values of a sparse layer", types is None or isinstance(layer, types))
+        layer, owner = layers.get(id(parameter), (None, None))
+        if layer is not None:
+            name = layer.dense_name(name.removesuffix("values").removesuffix("."))
+            kinds[id(parameter)] = ("the values of a sparse layer", types is None or isinstance(owner, types))
         reason = _unfit(parameter)
         if names is not None:
             if reason and name in names:
@@ -135,11 +136,17 @@ def _unfit(parameter: Parameter) -> str | None:
     return None
 
 
-def _sparse_layers(model: nn.Module) -> dict[int, SparseLayer]:
-    """Identity of the values -> sparse layer."""
-    from tombola.sparse.layer import SparseLayer  # not above: files of tombola.sparse may stand on this one
+def _sparse_layers(model: nn.Module) -> dict[int, tuple[SparseLayer, nn.Module]]:
+    """Identity of the values -> sparse layer, and the layer of the model that it is, or whose weight it is."""
+    from tombola.sparse.gru import SparseWeight  # not above: files of tombola.sparse may stand on this one
+    from tombola.sparse.layer import SparseLayer
 
-    return {id(module.values): module for module in model.modules() if isinstance(module, SparseLayer)}
+    return {
+        id(layer.values): (layer, module)
+        for module in model.modules()
+        for layer in (module, *module.children())
+        if isinstance(layer, SparseLayer) and (layer is module) is not isinstance(layer, SparseWeight)
+    }
 
 
 def _kinds(model: nn.Module, types: _Types | None) -> dict[int, tuple[str, bool]]:

@@ -18,6 +18,7 @@ from tombola.lab.models import (
     conv4,
     conv6,
     conv_digits,
+    gru_lm,
     lenet_300_100,
     resnet20,
     unmasked,
@@ -152,6 +153,37 @@ def test_too_small_an_image() -> None:
 def test_mistakes(name: str, shape: tuple[int, ...], says: str, own_nets: Path) -> None:
     with pytest.raises(LabError, match=says):
         build(name, input_shape=shape, classes=10, seed=0)
+
+
+# ---- the character model
+
+
+def test_the_character_model_is_that_of_the_paper() -> None:
+    model = gru_lm()
+    counts = {name: parameter.numel() for name, parameter in model.named_parameters() if "bias" not in name}
+    assert counts == {
+        "embedding.weight": 256 * 128,  # and that of the output
+        "gru.weight_ih_l0": 3 * 512 * 128,
+        "gru.weight_hh_l0": 3 * 512 * 512,
+        "fc1.weight": 512 * 256,
+        "fc2.weight": 256 * 128,
+    }
+    assert sum(counts.values()) == 1_179_648
+    assert sum(parameter.numel() for parameter in model.parameters()) == 1_179_648 + 3_712
+    assert list(maskable(model)) == [name for name in counts if name != "embedding.weight"]
+
+
+def test_the_character_model_sees_no_character_that_follows() -> None:
+    model = gru_lm(classes=30, width=0.1)
+    assert model.get_parameter("gru.weight_hh_l0").shape == (153, 51)
+    tokens = torch.randint(30, (2, 7))
+    logits = model(tokens)
+    assert logits.shape == (2, 7, 30)
+    other = tokens.clone()
+    other[:, 4] = (other[:, 4] + 1) % 30
+    changed = (model(other) != logits).any(2)
+    assert not changed[:, :4].any()
+    assert changed[:, 4:].all()
 
 
 # ---- width

@@ -25,7 +25,7 @@ from tombola.sparse.inference.program import AT_ONCE, Program
 def program_of(model: nn.Module, masks: dict[str, Tensor]) -> Converted:
     """The masked model as a program."""
     net = masked(model, masks).eval()
-    of_layers = {name.removesuffix(".weight"): mask for name, mask in masks.items()}
+    of_layers = {name.removesuffix(".weight"): {"weight": mask} for name, mask in masks.items()}
     return Converted(
         made(net, of_layers, dict.fromkeys(of_layers, "sparse")), (), dense_ms=None, chosen_ms=None, as_program=True
     )

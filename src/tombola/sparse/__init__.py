@@ -2,6 +2,7 @@
 
 from tombola.sparse.conv import SparseConv1d, SparseConv2d
 from tombola.sparse.convert import Converted, convert
+from tombola.sparse.gru import SparseGRU
 from tombola.sparse.layer import SparseLayer
 from tombola.sparse.linear import SparseLinear
 from tombola.sparse.measure import Measured, measure
@@ -12,6 +13,7 @@ __all__ = [
     "Measured",
     "SparseConv1d",
     "SparseConv2d",
+    "SparseGRU",
     "SparseLayer",
     "SparseLinear",
     "convert",

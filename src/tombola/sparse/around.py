@@ -94,6 +94,7 @@ _LOW: dict[type[Any], type[Any]] = {
     for plain in (nn.Conv1d, nn.Conv2d, nn.Linear)
 }
 ABLE = tuple(_AWARE)  # the classes that can be made aware
+LOW = tuple(_LOW)  # and those that can multiply in bfloat16
 _PLAIN = {aware: plain for table in (_AWARE, _LOW) for plain, aware in table.items()}
 
 

@@ -11,9 +11,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tombola.sparse.around import ABLE, make_aware
+from tombola.sparse.around import ABLE, LOW, make_aware
 from tombola.sparse.layout import inside, outside
-from tombola.sparse.swap import SPARSE
+from tombola.sparse.swap import SPARSE, sparse
 from tombola.sparse.timing import milliseconds
 
 Choice = Literal["dense", "bf16", "sparse"]
@@ -38,14 +38,14 @@ class Call:
 
 
 def fastest(
-    model: nn.Module, inputs: tuple[Any, ...], masks: Mapping[str, Tensor], *, bf16: bool
+    model: nn.Module, inputs: tuple[Any, ...], masks: Mapping[str, Mapping[str, Tensor]], *, bf16: bool
 ) -> tuple[dict[str, Times], dict[str, Choice]]:
     """Times of the layers and what to make of them.
 
     Args:
         model: in the mode to be timed.
         inputs: its arguments.
-        masks: layer name -> bool tensor, for each layer that could be sparse.
+        masks: layer name -> name of its weight -> bool tensor, for each layer that could be sparse.
         bf16: whether dense layers may multiply in bfloat16.
     """
     found = calls(model, inputs)
@@ -53,12 +53,12 @@ def fastest(
     times: dict[str, Times] = {}
     ways: list[tuple[_Way, _Way]] = []  # with the batch outermost, and innermost
     for call in found:
-        mask = masks.get(call.name)
-        density = None if mask is None else round(float(mask.float().mean()), 3)
-        key = (repr(call.module), call.shape, call.gradient, density)  # the like of it takes as long
+        given = masks.get(call.name)
+        densities = None if given is None else tuple(round(float(mask.float().mean()), 3) for mask in given.values())
+        key = (repr(call.module), call.shape, call.gradient, densities)  # the like of it takes as long
         if key not in known:
-            known[key] = _between(call) if mask is None else layer_times(call, mask, bf16=bf16)
-        if mask is None:
+            known[key] = _between(call) if given is None else layer_times(call, given, bf16=bf16)
+        if given is None:
             usual, innermost = known[key]
             ways.append(((usual, "dense"), (innermost, "dense")))
         else:
@@ -94,11 +94,12 @@ def calls(model: nn.Module, inputs: tuple[Any, ...]) -> list[Call]:
 
     def note(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            found.append(Call(name, module, args[0].shape, args[0].requires_grad))
+            if isinstance(args[0], Tensor):  # and no packed sequence
+                found.append(Call(name, module, args[0].shape, args[0].requires_grad))
 
         return hook
 
-    layers = [(name, module) for name, module in model.named_modules() if type(module) in ABLE]
+    layers = [(name, module) for name, module in model.named_modules() if type(module) in {*ABLE, *SPARSE}]
     hooks = [module.register_forward_hook(note(name)) for name, module in layers]
     with torch.set_grad_enabled(model.training):
         model(*inputs)
@@ -124,18 +125,18 @@ def _path(costs: list[tuple[float, float]], turns: list[float]) -> list[bool]:
     return path[::-1]
 
 
-def layer_times(call: Call, mask: Tensor, *, bf16: bool) -> Times:
-    """The times of one layer; dense in the better of PyTorch's layouts."""
+def layer_times(call: Call, masks: Mapping[str, Tensor], *, bf16: bool) -> Times:
+    """The times of one layer, ``masks`` by the names of its weights; dense in the better of PyTorch's layouts."""
     dense: Any = call.module
     runs = {"dense": passes(dense, call)}
     if isinstance(dense, nn.Conv2d):
         last = copy.deepcopy(dense).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         runs["last"] = passes(last, call, torch.channels_last)
-    if bf16:
+    if bf16 and isinstance(dense, LOW):
         low = copy.deepcopy(dense)
         make_aware(low, low_precision=True)
         runs["bf16"] = passes(low, call)
-    runs["sparse"] = passes(SPARSE[type(dense)](dense, mask), call, innermost=True)
+    runs["sparse"] = passes(sparse(dense, masks), call, innermost=True)
     found = milliseconds(runs)
     return Times(min(found["dense"], found.get("last", float("inf"))), found.get("bf16"), found["sparse"])
 
@@ -160,8 +161,14 @@ def passes(
     wanted = [tensor for tensor in (x, *module.parameters()) if tensor.requires_grad]
     if not wanted:
         return lambda: module(x)
-    above = torch.ones_like(module(x))
-    return lambda: torch.autograd.grad(module(x), wanted, above)
+    above = torch.ones_like(_first(module(x)))
+    return lambda: torch.autograd.grad(_first(module(x)), wanted, above)
+
+
+def _first(output: Any) -> Tensor:
+    """What a layer hands on; a recurrent one has its last states beside it."""
+    first: Tensor = output[0] if isinstance(output, tuple) else output
+    return first
 
 
 def whole(model: nn.Module, inputs: tuple[Any, ...]) -> Callable[[], object]:

@@ -11,12 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from tombola.masks import Masks
 from tombola.selection import unwrapped
 from tombola.sparse.around import make_aware
 from tombola.sparse.choose import Choice, Times, fastest, whole
 from tombola.sparse.fuse import fused
 from tombola.sparse.inference.program import Program
-from tombola.sparse.swap import SPARSE, make_dense, make_sparse
+from tombola.sparse.swap import SPARSE, make_dense, make_sparse, weights
 from tombola.sparse.timing import milliseconds
 
 
@@ -134,9 +135,10 @@ def convert(
 ) -> Converted:
     """The same model, computing each layer in the way that is fastest on this machine.
 
-    Every Linear, Conv1d and Conv2d is timed dense and sparse on the shape that ``example`` gives it: one pass forward
-    in ``eval`` mode, and the way back too in ``train`` mode. Chosen is what is fastest over all of them, with the time
-    of going from one layout to the other between them. The whole is timed as well: if it is not faster, all stay dense.
+    Every Linear, Conv1d, Conv2d and GRU is timed dense and sparse on the shape that ``example`` gives it: one pass
+    forward in ``eval`` mode, and the way back too in ``train`` mode. Chosen is what is fastest over all of them, with
+    the time of going from one layout to the other between them. The whole is timed as well: if it is not faster, all
+    stay dense. A GRU is one layer, sparse with all its weights or dense with all of them.
 
     Args:
         model: float32 on the CPU. It stays as it is; the parameters of the result are new ones, so make the optimiser
@@ -155,21 +157,17 @@ def convert(
     plain, given = prepared(model, masks)
     inputs = example if isinstance(example, tuple) else (example,)
     layers = _layers(plain)
-    every = {
-        name: given.get(f"{name}.weight", torch.ones_like(layer.weight, dtype=torch.bool))
-        for name, layer in layers.items()
+    every = {name: masks_of(name, layer, given) for name, layer in layers.items()}
+    masked: dict[str, Choice] = {
+        name: "sparse" if any(f"{name}.{key}" in given for key in own) else "dense" for name, own in every.items()
     }
-    if choose == "sparse":
-        chosen: dict[str, Choice] = {name: "sparse" if f"{name}.weight" in given else "dense" for name in layers}
-        times: dict[str, Times] = {}
-    else:
-        times, chosen = fastest(plain, inputs, every, bf16=bf16)
-    dense_ms = chosen_ms = None
-    as_program = False
+    times: dict[str, Times] = {}
+    chosen, as_program, dense_ms, chosen_ms = masked, False, None, None
     if choose == "fastest":
-        # as a program small layers pay that do not by themselves
-        masked: dict[str, Choice] = {name: "sparse" if f"{name}.weight" in given else "dense" for name in layers}
-        ways = [(chosen, False)] + ([] if plain.training else [(masked, True)])
+        times, chosen = fastest(plain, inputs, every, bf16=bf16)
+        # as a program layers pay that do not by themselves; one that was not timed is none that can be sparse here
+        all_sparse = masked | {name: "dense" for name in layers.keys() - times.keys()}
+        ways = [(chosen, False)] + ([] if plain.training else [(all_sparse, True)])
         dense_ms, *taken = _whole_times(plain, every, ways, inputs)
         chosen_ms = min(taken)
         chosen, as_program = ways[taken.index(chosen_ms)]
@@ -199,7 +197,8 @@ def _applied(model: nn.Module, masks: Mapping[str, Tensor] | None, who: str) -> 
     """Clear the weights outside the masks."""
     parameters = dict(model.named_parameters())
     if masks is None:
-        masks = {f"{n}.weight": m.weight != 0 for n, m in _layers(model).items() if not bool(m.weight.all())}
+        found = {f"{n}.{key}": w for n, layer in _layers(model).items() for key, w in weights(layer).items()}
+        masks = {name: weight != 0 for name, weight in found.items() if not bool(weight.all())}
     for name, mask in masks.items():
         if name not in parameters:
             raise ValueError(f"{who}: the model has no parameter {name!r}; it has {', '.join(parameters)}")
@@ -217,27 +216,35 @@ def _layers(model: nn.Module) -> dict[str, Any]:
         name: module
         for name, module in model.named_modules()
         if type(module) in SPARSE
-        and uses[id(module.weight)] == 1
-        and module.weight.dtype is torch.float32
+        and all(uses[id(weight)] == 1 and weight.dtype is torch.float32 for weight in weights(module).values())
         and getattr(module, "padding_mode", "zeros") == "zeros"
         and getattr(module, "padding", 0) != "same"
     }
 
 
-def made(model: nn.Module, masks: Mapping[str, Tensor], chosen: Mapping[str, Choice]) -> nn.Module:
-    """``model`` itself with each layer as chosen; ``masks``, by the layers' names, are wanted of those to be sparse."""
+def masks_of(name: str, layer: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The ``masks`` of the layer of that ``name``, by the names of its weights; of one that has none all of it."""
+    return {
+        key: masks.get(f"{name}.{key}", torch.ones_like(weight, dtype=torch.bool))
+        for key, weight in weights(layer).items()
+    }
+
+
+def made(model: nn.Module, masks: Mapping[str, Mapping[str, Tensor]], chosen: Mapping[str, Choice]) -> nn.Module:
+    """``model`` itself with each layer as chosen; ``masks``, by the names of layers and of their weights, are wanted of
+    those to be sparse."""
     for name, choice in chosen.items():
         if choice == "bf16":
             make_aware(model.get_submodule(name), low_precision=True)
-    sparse = {f"{name}.weight": masks[name] for name, choice in chosen.items() if choice == "sparse"}
+    sparse = [name for name, choice in chosen.items() if choice == "sparse"]
     if sparse:
-        make_sparse(model, sparse)
+        make_sparse(model, {f"{name}.{key}": mask for name in sparse for key, mask in masks[name].items()})
     return model
 
 
 def _whole_times(
     plain: nn.Module,
-    masks: Mapping[str, Tensor],
+    masks: Mapping[str, Mapping[str, Tensor]],
     ways: Sequence[tuple[Mapping[str, Choice], bool]],
     inputs: tuple[Any, ...],
 ) -> list[float]:
@@ -252,12 +259,19 @@ def _whole_times(
     return [min(found.pop("contiguous"), found.pop("channels_last")), *found.values()]
 
 
-def _row(name: str, mask: Tensor, times: Times | None, choice: Choice, before: nn.Module, result: nn.Module) -> Row:
+def _row(
+    name: str,
+    masks: Mapping[str, Tensor],
+    times: Times | None,
+    choice: Choice,
+    before: nn.Module,
+    result: nn.Module,
+) -> Row:
     dense, bf16, sparse = (None, None, None) if times is None else times
     sizes = (_bytes(before), _bytes(result.get_submodule(name)))
-    return Row(name, float(mask.float().mean()), dense, bf16, sparse, choice, *sizes)
+    return Row(name, Masks(masks).density, dense, bf16, sparse, choice, *sizes)
 
 
 def _bytes(module: nn.Module) -> int:
-    tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    tensors = [*module.parameters(), *module.buffers()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

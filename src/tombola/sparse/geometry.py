@@ -90,6 +90,13 @@ class Geometry:
         """
         return _plan(self, height, width, batch, transposed, piece)
 
+    def steps_plan(self, steps: int, batch: int, *, transposed: bool, piece: int) -> Plan:
+        """The same for a fully connected layer and ``steps`` inputs one after the other: (steps, channels, batch).
+
+        A recurrent layer has its steps so, because then what it computes at one of them is one run of memory.
+        """
+        return _steps_plan(self, steps, batch, transposed, piece)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -134,6 +141,15 @@ def _plan(geometry: Geometry, height: int, width: int, batch: int, transposed: b
             xs.append((x * batch + done, length, base * batch + done, first, count))
     shifts = [(y * source[1] + x) * batch for y in y_shifts for x in x_shifts]
     return tables(ys, xs, shifts, source[0] * source[1] * batch, result[0] * result[1] * batch)
+
+
+@lru_cache(maxsize=512)
+def _steps_plan(geometry: Geometry, steps: int, batch: int, transposed: bool, piece: int) -> Plan:
+    sizes = (geometry.outputs, geometry.inputs) if transposed else (geometry.inputs, geometry.outputs)
+    source, result = (size * batch for size in sizes)
+    ys = [(step * result, step * source, 0, 1) for step in range(steps)]
+    xs = [(done, min(piece, batch - done), done, 0, 1) for done in range(0, batch, piece)]
+    return tables(ys, xs, [0], batch, batch)
 
 
 @lru_cache(maxsize=512)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -81,6 +81,10 @@ class SparseLayer(nn.Module):
         self.values.uniform_(-1, 1, generator=generator).mul_(row_bound)
         if self.bias is not None:
             self.bias.uniform_(-1, 1, generator=generator).mul_(bound)
+
+    def dense_name(self, path: str) -> str:
+        """What its weight is called in the dense model, for a layer that is at ``path`` in the sparse one."""
+        return f"{path}.weight".removeprefix(".")
 
     # ---- positions
 
@@ -182,21 +186,10 @@ class SparseLayer(nn.Module):
 
     def _checked(self, x: Tensor, channels: int, dimensions: str) -> Tensor:
         name = type(self).__name__
-        if x.device.type != "cpu" or self.values.device.type != "cpu":
-            raise RuntimeError(
-                f"{name} runs on the CPU, not on {self.values.device.type}/{x.device.type}, where the dense layer is "
-                "faster; make it dense again with tombola.sparse.to_dense(model)"
-            )
         if channels != self.geometry.inputs:
             wanted = f"{dimensions} with {self.geometry.inputs} channels"
             raise ValueError(f"{name}: the input must be {wanted}, not {tuple(x.shape)}")
-        if torch.is_autocast_enabled("cpu"):
-            x = x.float()
-        if x.dtype is not torch.float32 or self.values.dtype is not torch.float32:
-            raise TypeError(f"{name} computes in float32; it has {self.values.dtype} values and a {x.dtype} input")
-        if self.bias is not None and self.bias.dtype is not torch.float32:
-            raise TypeError(f"{name} computes in float32; it has a {self.bias.dtype} bias")
-        return x
+        return computable(name, x, (self.values, self.bias))
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         errors: list[str] = rest[-1]
@@ -233,3 +226,31 @@ class SparseLayer(nn.Module):
     def extra_repr(self) -> str:
         """Shape and density."""
         return f"{tuple(self.shape)}, density={self.density:.4g}, bias={self.bias is not None}"
+
+
+def computable(name: str, x: Tensor, parameters: Iterable[Tensor | None]) -> Tensor:
+    """``x`` as a layer of that ``name`` can compute with it; under autocast it becomes float32.
+
+    Raises:
+        RuntimeError: it, or one of the layer's parameters, is not on the CPU.
+        TypeError: one of them is not float32.
+    """
+    for parameter in parameters:
+        if parameter is not None and parameter.device.type != "cpu":
+            raise _elsewhere(name, parameter.device)
+        if parameter is not None and parameter.dtype is not torch.float32:
+            raise TypeError(f"{name} computes in float32; it has {parameter.dtype} values or biases")
+    if x.device.type != "cpu":
+        raise _elsewhere(name, x.device)
+    if torch.is_autocast_enabled("cpu"):
+        x = x.float()
+    if x.dtype is not torch.float32:
+        raise TypeError(f"{name} computes in float32; it has a {x.dtype} input")
+    return x
+
+
+def _elsewhere(name: str, device: torch.device) -> RuntimeError:
+    return RuntimeError(
+        f"{name} runs on the CPU, not on {device.type}, where the dense layer is faster; make it dense again with "
+        "its to_dense()"
+    )

@@ -59,6 +59,6 @@ class SparseLinear(SparseLayer):
     def forward(self, x: Tensor) -> Tensor:
         """(…, in_features) -> (…, out_features)."""
         x = self._checked(x, x.shape[-1] if x.ndim else 0, "(…, in_features)")
-        flat = x.reshape(-1, self.in_features)
+        flat = x.movedim(-1, 0).reshape(self.in_features, -1).T  # one copy, even if the features are neither end
         result = self._multiply(inside(flat).view(self.in_features, 1, 1, -1))
         return outside(result.view(self.out_features, -1)).view(*x.shape[:-1], self.out_features)

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from tombola import flops
-from tombola.masks import largest
+from tombola.masks import Masks, largest
 from tombola.sparse.choose import Call, calls, layer_times
-from tombola.sparse.convert import prepared
+from tombola.sparse.convert import masks_of, prepared
+from tombola.sparse.swap import weights
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Pays:
 
     Attributes:
         dense_multiply_adds, sparse_multiply_adds: of one pass over the example; in training forward and back, which
-            is three times as many, or twice where the input needs no gradient.
+            is three times as many, or twice where the input needs no gradient (a recurrent layer's states do, which
+            is left out there).
         dense_ms, sparse_ms: milliseconds of that pass. Dense is PyTorch's float32 in the better of its two layouts.
         machine: multiply-adds a millisecond that this machine can do at best, on PyTorch's threads.
         break_even_density: density at which sparse would take as long as dense, if its time is a straight line in the
@@ -143,28 +145,32 @@ def measure(model: nn.Module, masks: Mapping[str, Tensor] | None = None, example
     counted = flops.count(plain, inputs, given)
     parts: list[LayerPays] = []
     for call in calls(plain.train(), inputs):
-        mask = given.get(f"{call.name}.weight")
-        if mask is not None and all(row.layer != call.name for row in parts):
-            layer = counted.layers[f"{call.name}.weight"]
-            inference, training = (_pays(call, mask, layer, training=training) for training in (False, True))
-            parts.append(LayerPays(call.name, float(mask.float().mean()), inference, training))
+        names = [f"{call.name}.{key}" for key in weights(call.module)]
+        if any(name in given for name in names) and all(row.layer != call.name for row in parts):
+            every, used = masks_of(call.name, call.module, given), [counted.layers[name] for name in names]
+            inference, training = (_pays(call, every, used, training=training) for training in (False, True))
+            parts.append(LayerPays(call.name, Masks(every).density, inference, training))
     if not parts:
-        raise ValueError("measure: no layer with a mask can be sparse (Linear, Conv1d, Conv2d)")
+        raise ValueError("measure: no layer with a mask can be sparse (Linear, Conv1d, Conv2d, GRU)")
     return Measured(tuple(parts), _sum([row.inference for row in parts]), _sum([row.training for row in parts]))
 
 
-def _pays(call: Call, mask: Tensor, layer: flops.Layer, *, training: bool) -> Pays:
+def _pays(call: Call, masks: Mapping[str, Tensor], used: list[flops.Layer], *, training: bool) -> Pays:
     call.module.train(training)
-    dense_ms, _, sparse_ms = layer_times(call, mask, bf16=False)
-    density = float(mask.float().mean())
+    dense_ms, _, sparse_ms = layer_times(call, masks, bf16=False)
+    density = Masks(masks).density
     other = min(3 * density + 0.01, 0.9)
     generator = torch.Generator().manual_seed(0)
-    more = largest(torch.rand(mask.shape, generator=generator), round(other * mask.numel()))
+    more = {
+        key: largest(torch.rand(mask.shape, generator=generator), round(other * mask.numel()))
+        for key, mask in masks.items()
+    }
     other_ms = layer_times(call, more, bf16=False).sparse
     steepness = max((other_ms - sparse_ms) / (other - density), 1e-12)
     even = min(max(density + (dense_ms - sparse_ms) / steepness, 0.0), 1.0)
     times = (3 if call.gradient else 2) if training else 1
-    return Pays(times * layer.dense, times * layer.multiply_adds, dense_ms, sparse_ms, machine(), even)
+    adds = (times * sum(layer.dense for layer in used), times * sum(layer.multiply_adds for layer in used))
+    return Pays(*adds, dense_ms, sparse_ms, machine(), even)
 
 
 def _sum(parts: list[Pays]) -> Pays:

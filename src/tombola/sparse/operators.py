@@ -1,7 +1,8 @@
 """The operators of sparse layers and their gradients: ``tombola::sparse_product``, ``…_input_gradient``,
 ``…_value_gradient``.
 
-They take and give float32 arrays on the CPU with the batch innermost, ``(channels, height, width, batch)``.
+They take and give float32 arrays on the CPU with the batch innermost, ``(channels, height, width, batch)``. What is
+inside them takes ``(steps, channels, batch)`` as well, for the weights of recurrent layers.
 """
 
 from __future__ import annotations
@@ -95,6 +96,11 @@ def _forward(
 
     x, values = x.contiguous(), values.contiguous()
     bias = None if bias is None else bias.contiguous()
+    if x.ndim == 3:
+        result = x.new_empty(x.shape[0], geometry.outputs, x.shape[2])
+        plan = geometry.steps_plan(x.shape[0], x.shape[2], transposed=False, piece=PIECE)
+        _run("product", geometry, plan, x, result, values, pointers, entries, bias=bias)
+        return result
     _, height, width, batch = x.shape
     rows, columns = geometry.result_size(height, width)
     if rows < 1 or columns < 1:
@@ -123,13 +129,18 @@ def _by_input(
     entries: Tensor,
     order: Tensor,
     geometry: Geometry,
-    height: int,
-    width: int,
+    height: int = 1,
+    width: int = 1,
 ) -> Tensor:
     from tombola.sparse.kernels import PIECE
 
-    result = gradient.new_empty(geometry.inputs, height, width, gradient.shape[3])
-    plan = geometry.plan(height, width, gradient.shape[3], transposed=True, piece=PIECE)
+    if gradient.ndim == 3:
+        steps, _, batch = gradient.shape
+        result = gradient.new_empty(steps, geometry.inputs, batch)
+        plan = geometry.steps_plan(steps, batch, transposed=True, piece=PIECE)
+    else:
+        result = gradient.new_empty(geometry.inputs, height, width, gradient.shape[3])
+        plan = geometry.plan(height, width, gradient.shape[3], transposed=True, piece=PIECE)
     _run("product_in_order", geometry, plan, gradient, result, values.contiguous(), pointers, entries, order=order)
     return result
 
@@ -140,9 +151,13 @@ def _by_values(
     from tombola.sparse.kernels import PIECE
 
     x = x.contiguous()
+    if x.ndim == 3:
+        plan = geometry.steps_plan(x.shape[0], x.shape[2], transposed=False, piece=PIECE)
+        seen = x.movedim(0, 1).unsqueeze(1), gradient.movedim(0, 1).unsqueeze(1)
+    else:
+        plan, seen = geometry.plan(*x.shape[1:], transposed=False, piece=PIECE), (x, gradient)
     if recorders and (record := recorders.get(pointers.data_ptr())) is not None:
-        record(x, gradient, lent)
-    plan = geometry.plan(*x.shape[1:], transposed=False, piece=PIECE)
+        record(*seen, lent)
     # a sum over all pieces: in shares, so that threads need not all read the whole input, where these cost little
     pieces = len(plan.ys) * len(plan.xs)
     shares = min(SHARES, pieces) if 2 * SHARES * entries.numel() <= x.numel() else 1
@@ -170,7 +185,7 @@ def _run(
 
     if not result.numel():
         return
-    rows = geometry.outputs if shares else result.shape[0]
+    rows = geometry.inputs if name == "product_in_order" else geometry.outputs
     threads = torch.get_num_threads()
     job = product_job(
         plan, rows, values, entries, pointers, bias, relu=relu, kernel=geometry.kernel, shares=shares, threads=threads

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from tombola.files import write_atomically
 from tombola.sparse.convert import Converted, Row, made
+from tombola.sparse.layer import SparseLayer
 from tombola.sparse.positions import check, to_places
-from tombola.sparse.swap import SPARSE
+from tombola.sparse.swap import sparse, weights
 
 FORMAT = "tombola-sparse-1"
 
@@ -33,7 +34,9 @@ def save(model: Converted, path: str | Path, *, about: Mapping[str, Any] | None 
     Raises:
         OSError: the file cannot be written; an older one is then as it was.
     """
-    tensors = {name: tensor.detach().contiguous() for name, tensor in model.plain.state_dict().items()}
+    state = model.plain.state_dict()
+    # copies, because tied weights share memory, which a file cannot: there they are under each of their names
+    tensors = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
     said = {
         "rows": [asdict(row) for row in model.rows],
         "inference": model.inference,
@@ -70,8 +73,7 @@ def load(path: str | Path, model: nn.Module) -> Converted:
     plain = copy.deepcopy(model).cpu().train(not said["inference"])
     try:
         rows = [Row(**row) for row in said["rows"]]
-        sparse = {row.layer: plain.get_submodule(row.layer) for row in rows if row.chosen == "sparse"}
-        masks = {name: _mask(layer, tensors, name) for name, layer in sparse.items()}
+        masks = {n: _masks(plain.get_submodule(n), tensors, n) for n in (r.layer for r in rows if r.chosen == "sparse")}
         made(plain, masks, {row.layer: row.chosen for row in rows}).load_state_dict(tensors)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -96,13 +98,18 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"{path} cannot be read as a sparse model: {str(error).splitlines()[0]}") from error
 
 
-def _mask(layer: nn.Module, tensors: Mapping[str, Tensor], name: str) -> Tensor:
-    """Where the layer's values stand in its dense weight."""
-    empty = SPARSE[type(layer)](layer, torch.zeros_like(layer.weight, dtype=torch.bool))  # type: ignore[arg-type]
-    pointers, columns = tensors[f"{name}.pointers"], tensors[f"{name}.columns"]
-    try:
-        check(pointers, columns, empty.geometry)
-    except ValueError as error:
-        raise ValueError(f"{name}.{error}") from None
-    places = to_places(pointers, columns, empty.geometry)
-    return empty.scattered(torch.ones_like(places, dtype=torch.bool), places)
+def _masks(layer: nn.Module, tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Where the layer's values stand in its dense weights."""
+    empty = sparse(layer, {key: torch.zeros_like(w, dtype=torch.bool) for key, w in weights(layer).items()})
+    masks = {}
+    for path, part in empty.named_modules():
+        if isinstance(part, SparseLayer):
+            full = f"{name}.{path}".removesuffix(".")
+            pointers, columns = tensors[f"{full}.pointers"], tensors[f"{full}.columns"]
+            try:
+                check(pointers, columns, part.geometry)
+            except ValueError as error:
+                raise ValueError(f"{full}.{error}") from None
+            places = to_places(pointers, columns, part.geometry)
+            masks[part.dense_name(path)] = part.scattered(torch.ones_like(places, dtype=torch.bool), places)
+    return masks

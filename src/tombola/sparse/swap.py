@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from tombola.sparse.around import make_aware, make_plain
 from tombola.sparse.conv import SparseConv1d, SparseConv2d
-from tombola.sparse.layer import SparseLayer
+from tombola.sparse.gru import SparseGRU
 from tombola.sparse.linear import SparseLinear
 
-SPARSE: dict[type[nn.Module], Callable[..., SparseLayer]] = {
-    nn.Linear: SparseLinear.from_dense,
-    nn.Conv1d: SparseConv1d.from_dense,
-    nn.Conv2d: SparseConv2d.from_dense,
+SPARSE: dict[type[nn.Module], Any] = {
+    nn.Linear: SparseLinear,
+    nn.Conv1d: SparseConv1d,
+    nn.Conv2d: SparseConv2d,
+    nn.GRU: SparseGRU,
 }
+
+
+def weights(layer: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights of a dense layer that could be sparse, by their names in it."""
+    return {name: parameter for name, parameter in layer.named_parameters() if name.startswith("weight")}
+
+
+def sparse(layer: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
+    """The sparse form of a dense layer; ``masks`` go by the names of its weights."""
+    made: nn.Module = SPARSE[type(layer)].from_dense(layer, masks if isinstance(layer, nn.GRU) else masks["weight"])
+    return made
 
 
 def make_sparse(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
@@ -25,16 +38,19 @@ def make_sparse(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         model: changed in place.
         masks: parameter name -> bool tensor.
     """
-    layers = {model.get_submodule(name.rpartition(".")[0]): mask for name, mask in masks.items()}
-    _exchange(model, {layer: SPARSE[type(layer)](layer, mask) for layer, mask in layers.items()})
+    layers: dict[nn.Module, dict[str, Tensor]] = {}
+    for name, mask in masks.items():
+        path, _, weight = name.rpartition(".")
+        layers.setdefault(model.get_submodule(path), {})[weight] = mask
+    _exchange(model, {layer: sparse(layer, given) for layer, given in layers.items()})
     for module in model.modules():
         make_aware(module)
 
 
 def make_dense(model: nn.Module) -> None:
     """The inverse: sparse layers become dense ones with zeros, in place."""
-    layers = [module for module in model.modules() if isinstance(module, SparseLayer)]
-    _exchange(model, {layer: layer.to_dense() for layer in layers})  # type: ignore[operator]
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, tuple(SPARSE.values()))]
+    _exchange(model, {layer: layer.to_dense() for layer in layers})
     for module in model.modules():
         make_plain(module)
 

@@ -4,6 +4,8 @@ Weights of the nets of the ticket papers are drawn from Glorot's normal distribu
 Frankle & Carbin (ICLR 2019) and in the code of Savarese et al. (Continuous Sparsification); those of the nets of the
 sparse-training papers from He's. Sizes are of weights, without biases and norms. ``width`` multiplies the numbers of
 channels.
+
+``gru_lm`` is not among :data:`MODELS`: it takes characters, and these are of data of images.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import torch
 from torch import nn
 
 from tombola.lab.errors import LabError
+from tombola.lab.models.gru_lm import gru_lm
 from tombola.lab.models.mobilenet import mobilenet_v1
 from tombola.lab.models.plain import conv2, conv4, conv6, conv_digits, lenet_300_100
 from tombola.lab.models.residual import resnet50, wide_resnet, wrn_22_2
@@ -30,6 +33,7 @@ __all__ = [
     "conv4",
     "conv6",
     "conv_digits",
+    "gru_lm",
     "lenet_300_100",
     "mobilenet_v1",
     "resnet20",

@@ -11,13 +11,14 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from tombola.sparse.around import plain_class
+from tombola.sparse.conv import SparseConv1d, SparseConv2d
 from tombola.sparse.fuse import is_relu, only_user
 from tombola.sparse.geometry import Pair
 from tombola.sparse.inference.assemble import Assembly, Unable
 from tombola.sparse.inference.images import Image
 from tombola.sparse.inference.layouts import Picked, pooled
 from tombola.sparse.layer import SparseLayer
-from tombola.sparse.swap import SPARSE
+from tombola.sparse.linear import SparseLinear
 
 
 def translate(net: fx.GraphModule, shape: Sequence[int]) -> tuple[Assembly, Image]:
@@ -28,6 +29,13 @@ def translate(net: fx.GraphModule, shape: Sequence[int]) -> tuple[Assembly, Imag
     """
     translation = _Translation(net, shape)
     return translation.assembly, translation.result
+
+
+_LAYERS: dict[type[nn.Module], type[SparseLinear] | type[SparseConv1d] | type[SparseConv2d]] = {
+    nn.Linear: SparseLinear,
+    nn.Conv1d: SparseConv1d,
+    nn.Conv2d: SparseConv2d,
+}
 
 
 class _BatchSize:
@@ -92,7 +100,7 @@ class _Translation:
         if isinstance(module, SparseLayer):
             return self.assembly.product(module, self.value(x))
         kind = plain_class(module)
-        if kind in SPARSE:
+        if kind in _LAYERS:
             return self.assembly.product(_all_there(module, kind, relu=self._takes_relu(node)), self.value(x))
         if kind is nn.BatchNorm2d:
             return self._norm(module, self.image(x))
@@ -162,13 +170,13 @@ class _Translation:
         return self.assembly.mean(x, keep=True)
 
 
-def _all_there(module: nn.Module, kind: type[nn.Module], *, relu: bool) -> SparseLayer:
+def _all_there(module: Any, kind: type[nn.Module], *, relu: bool) -> SparseLayer:
     """A dense layer as a sparse one with all its weights."""
     weight: Any = module.weight
     if weight.dtype is not torch.float32:
         raise Unable
     try:
-        layer = SPARSE[kind](module, torch.ones_like(weight, dtype=torch.bool))
+        layer = _LAYERS[kind].from_dense(module, torch.ones_like(weight, dtype=torch.bool))
         layer.relu = relu
         return layer
     except ValueError as error:  # it pads with something else than zeros

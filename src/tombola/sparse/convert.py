@@ -166,7 +166,7 @@ def convert(
     if choose == "fastest":
         times, chosen = fastest(plain, inputs, every, bf16=bf16)
         # as a program layers pay that do not by themselves; one that was not timed is none that can be sparse here
-        all_sparse = masked | {name: "dense" for name in layers.keys() - times.keys()}
+        all_sparse = masked | dict.fromkeys(layers.keys() - times.keys(), "dense")
         ways = [(chosen, False)] + ([] if plain.training else [(all_sparse, True)])
         dense_ms, *taken = _whole_times(plain, every, ways, inputs)
         chosen_ms = min(taken)

@@ -71,7 +71,7 @@ def maskable(model: nn.Module, select: Select | None = None) -> Maskable:
     """
     names, predicate, types = _understood(select)
     model = unwrapped(model)
-    kinds, layers = _kinds(model, types), _sparse_layers(model)
+    kinds, layers = _kinds(model, types), sparse_layers(model)
     found = Maskable()
     for name, parameter in model.named_parameters():
         if (layer := layers.get(id(parameter))) is not None:
@@ -135,7 +135,7 @@ def _unfit(parameter: Parameter) -> str | None:
     return None
 
 
-def _sparse_layers(model: nn.Module) -> dict[int, SparseLayer]:
+def sparse_layers(model: nn.Module) -> dict[int, SparseLayer]:
     """Identity of the values -> sparse layer."""
     from tombola.sparse.layer import SparseLayer  # not above: files of tombola.sparse may stand on this one
 

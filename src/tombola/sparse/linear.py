@@ -59,6 +59,7 @@ class SparseLinear(SparseLayer):
     def forward(self, x: Tensor) -> Tensor:
         """(…, in_features) -> (…, out_features)."""
         x = self._checked(x, x.shape[-1] if x.ndim else 0, "(…, in_features)")
-        flat = x.reshape(-1, self.in_features)
-        result = self._multiply(inside(flat).view(self.in_features, 1, 1, -1))
-        return outside(result.view(self.out_features, -1)).view(*x.shape[:-1], self.out_features)
+        flat = x.flatten(0, -2) if x.ndim > 1 else x.unsqueeze(0)
+        rows = flat.shape[0]  # of an empty layer it could not be told from the number of entries
+        result = self._multiply(inside(flat).view(self.in_features, 1, 1, rows))
+        return outside(result.view(self.out_features, rows)).view(*x.shape[:-1], self.out_features)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,8 +11,10 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils.flop_counter import FlopCounterMode
 from zoo import NETS
 
-from tombola import Masks, flops
-from tombola.lab.models import conv6, lenet_300_100, mobilenet_v1, resnet50, vgg16, wide_resnet, wrn_22_2
+from tombola import Masks, flops, maskable
+from tombola.lab.models import conv6, lenet_300_100, mobilenet_v1, resnet20, resnet50, vgg16, wide_resnet, wrn_22_2
+from tombola.sparse import Converted, SparseLinear, convert
+from tombola.sparse.swap import make_sparse
 
 CONVOLUTIONS = {
     "1d": (nn.Conv1d(4, 6, 3, stride=2, padding=1), (2, 4, 9), 6 * 4 * 3 * 5 * 2),
@@ -84,6 +88,7 @@ def test_a_transformer_layer_is_counted_whole() -> None:
     assert counted.uncounted == ()
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize("name", NETS)
 def test_every_masked_layer_is_counted(name: str) -> None:
     model = NETS[name].model()
@@ -189,3 +194,51 @@ def test_training_costs() -> None:
     assert flops.static_cost(0.1) == pytest.approx(0.3)
     assert flops.average_cost(lambda step: 1.0 if step < 2 else 0.25, steps=4) == pytest.approx(3 * 0.625)
     assert flops.break_even(3.0, 5 * 0.3) == pytest.approx(2.0)
+
+
+# ---- layers that are really sparse
+
+REALLY_SPARSE = {
+    "mlp": (lambda: lenet_300_100(image_size=16, in_channels=3), (2, 3, 16, 16)),
+    "resnet20": (resnet20, (2, 3, 32, 32)),
+    "mobilenet": (lambda: mobilenet_v1(classes=10, width=0.25), (2, 3, 32, 32)),
+    "gru": (lambda: nn.Sequential(nn.GRU(5, 6, 2, bidirectional=True)), (4, 3, 5)),
+    "1d": (lambda: nn.Sequential(nn.Conv1d(4, 6, 3, stride=2, padding=1, groups=2), nn.Linear(5, 7)), (3, 4, 9)),
+}
+
+
+@pytest.mark.parametrize("name", REALLY_SPARSE)
+@pytest.mark.parametrize("training", [False, True])
+def test_sparse_layers_count_as_dense_ones_under_the_same_masks(name: str, training: bool) -> None:
+    build, shape = REALLY_SPARSE[name]
+    model, x = build().train(training), torch.zeros(shape)
+    draw = torch.Generator().manual_seed(0)
+    masks = Masks({n: torch.rand(p.shape, generator=draw) < 0.3 for n, p in maskable(model).items()})
+    wanted = flops.count(model, x, masks)
+    assert wanted.total < 0.4 * wanted.dense
+    fast = convert(model, masks, example=x, choose="sparse")
+    make_sparse(model, masks)
+    for net in (model, fast):
+        found = flops.count(net, x)
+        assert found == wanted
+        assert list(found.layers) == list(wanted.layers)
+        assert flops.count(net, x, masks) == wanted
+        assert net.training is training
+    with pytest.raises(ValueError, match=r"the mask of '\S+' has shape \(1,\), the parameter \("):
+        flops.count(model, x, {next(iter(masks)): torch.ones(1).bool()})
+
+
+def test_a_sparse_layer_used_twice_and_one_alone() -> None:
+    layer = SparseLinear(6, 6, density=0.5)
+    assert flops.count(layer, torch.zeros(4, 3, 6)).layers == {"weight": flops.Layer(36, 18, 18 * 12, 36 * 12)}
+    assert flops.count(nn.Sequential(layer, nn.ReLU(), layer), torch.zeros(1, 6)).total == 36
+
+
+def test_what_was_chosen_to_stay_dense_counts_as_dense() -> None:
+    model, x = lenet_300_100(image_size=8).eval(), torch.zeros(1, 1, 8, 8)
+    masks = Masks({"fc1.weight": torch.rand(300, 64) < 0.5, "fc2.weight": torch.rand(100, 300) < 0.5})
+    plain = copy.deepcopy(model)
+    make_sparse(plain, {"fc1.weight": masks["fc1.weight"]})
+    counted = flops.count(Converted(plain, (), dense_ms=None, chosen_ms=None), x)
+    wanted = flops.count(model, x, {"fc1.weight": masks["fc1.weight"]})
+    assert counted == wanted

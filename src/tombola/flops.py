@@ -15,13 +15,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from tombola.selection import unwrapped
+from tombola.selection import sparse_layers, unwrapped
+
+if TYPE_CHECKING:
+    from tombola.sparse.gru import SparseGRU
+    from tombola.sparse.layer import SparseLayer
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -87,25 +91,28 @@ class Count:
 def count(model: nn.Module, example: Any, masks: Mapping[str, Tensor] | None = None) -> Count:
     """Count the multiply-adds of one forward pass of ``example``, by running it.
 
+    Sparse layers count their connections, as the dense layers under the masks of these would, and by the names of
+    those, ``….weight``; a model of ``tombola.sparse.convert`` by the names of the one that was converted.
+
     Args:
         model: any module. It runs once in ``eval`` mode, without gradients, and is then as it was.
         example: its input; a tuple is spread over several arguments. The whole batch counts, so pass a batch of one for
             numbers per sample.
-        masks: parameter name -> bool tensor; weights without a mask count as dense.
+        masks: parameter name -> bool tensor; weights without a mask count as dense, and those of sparse layers as what
+            is there, with or without one.
 
     Raises:
         ValueError: a mask names a parameter that the model does not have, or has another shape.
     """
-    plain = unwrapped(model)
-    parameters = dict(plain.named_parameters())
+    plain = _running(model)
+    shapes, names, there = _named(plain)
     masks = masks or {}
     for name, mask in masks.items():
-        if name not in parameters:
-            raise ValueError(f"flops.count: the model has no parameter {name!r}; it has {', '.join(parameters)}")
-        if parameters[name].shape != mask.shape:
-            shapes = f"{tuple(mask.shape)}, the parameter {tuple(parameters[name].shape)}"
-            raise ValueError(f"flops.count: the mask of {name!r} has shape {shapes}")
-    names = {id(parameter): name for name, parameter in parameters.items()}
+        if name not in shapes:
+            raise ValueError(f"flops.count: the model has no parameter {name!r}; it has {', '.join(shapes)}")
+        if shapes[name] != mask.shape:
+            both = f"{tuple(mask.shape)}, the parameter {tuple(shapes[name])}"
+            raise ValueError(f"flops.count: the mask of {name!r} has shape {both}")
     covered: set[str] = set()
     dense: dict[str, int] = {}
     sparse: dict[str, int] = {}
@@ -114,8 +121,11 @@ def count(model: nn.Module, example: Any, masks: Mapping[str, Tensor] | None = N
         for use in rule(module, args, kwargs, output):
             parameter = module.get_parameter(use.parameter)
             name = names[id(parameter)]
-            entries = parameter[use.rows].numel()
-            kept = int(masks[name][use.rows].sum()) if name in masks else entries
+            if name in there:
+                entries, kept = shapes[name].numel(), there[name]
+            else:
+                entries = parameter[use.rows].numel()
+                kept = int(masks[name][use.rows].sum()) if name in masks else entries
             dense[name] = dense.get(name, 0) + use.times * entries
             sparse[name] = sparse.get(name, 0) + use.times * kept
 
@@ -124,7 +134,7 @@ def count(model: nn.Module, example: Any, masks: Mapping[str, Tensor] | None = N
         rule = _rule(module)
         if rule is None and not isinstance(module, _LOOK_UPS):
             continue
-        covered |= {names[id(parameter)] for parameter in module.parameters(recurse=False)}
+        covered |= {names[id(parameter)] for parameter in module.parameters(recurse=rule is _recurrent)}
         if rule is not None:
             hooks.append(module.register_forward_hook(partial(note, rule=rule), with_kwargs=True))
     try:
@@ -134,12 +144,37 @@ def count(model: nn.Module, example: Any, masks: Mapping[str, Tensor] | None = N
         for hook in hooks:
             hook.remove()
     layers = {}
-    for name, parameter in parameters.items():
+    for name, shape in shapes.items():
         if name in dense:
-            kept = int(masks[name].sum()) if name in masks else parameter.numel()
-            layers[name] = Layer(parameter.numel(), kept, sparse[name], dense[name])
-    uncounted = tuple(name for name, parameter in parameters.items() if parameter.ndim > 1 and name not in covered)
+            kept = there[name] if name in there else int(masks[name].sum()) if name in masks else shape.numel()
+            layers[name] = Layer(shape.numel(), kept, sparse[name], dense[name])
+    uncounted = tuple(name for name, shape in shapes.items() if len(shape) > 1 and name not in covered)
     return Count(layers, uncounted)
+
+
+def _running(model: nn.Module) -> nn.Module:
+    """What runs, with plain names: the model without wrappers, or the net of a converted one."""
+    from tombola.sparse.convert import Converted  # not above: files of tombola.sparse stand on this one
+
+    plain = unwrapped(model)
+    return plain.net if isinstance(plain, Converted) else plain
+
+
+def _named(model: nn.Module) -> tuple[dict[str, torch.Size], dict[int, str], dict[str, int]]:
+    """Name -> shape of each parameter, its identity -> name, and the name of each sparse layer's weight -> connections.
+
+    A sparse layer's weight has the name and the shape of the dense layer's.
+    """
+    layers = sparse_layers(model)
+    shapes, names, there = dict[str, torch.Size](), dict[int, str](), dict[str, int]()
+    for name, parameter in model.named_parameters():
+        layer, _ = layers.get(id(parameter), (None, None))
+        if layer is not None:
+            name = layer.dense_name(name.removesuffix("values").removesuffix("."))
+            there[name] = parameter.numel()
+        shapes[name] = parameter.shape if layer is None else layer.shape
+        names[id(parameter)] = name
+    return shapes, names, there
 
 
 def size_in_bytes(model: nn.Module, masks: Mapping[str, Tensor]) -> int:
@@ -212,7 +247,12 @@ def _rule(module: nn.Module) -> _Rule | None:
         return _cell
     if isinstance(module, nn.MultiheadAttention):
         return _attention
-    return None
+    from tombola.sparse.gru import SparseGRU, SparseWeight
+    from tombola.sparse.layer import SparseLayer
+
+    if isinstance(module, SparseGRU):
+        return _recurrent
+    return _per_place if isinstance(module, SparseLayer) and not isinstance(module, SparseWeight) else None
 
 
 def _per_input(module: nn.Linear, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Iterator[Use]:
@@ -227,11 +267,18 @@ def _per_output(module: nn.Conv2d, args: tuple[Any, ...], kwargs: dict[str, Any]
     yield Use("weight", output.numel() // module.out_channels)
 
 
-def _recurrent(module: nn.RNNBase, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Iterator[Use]:
+def _per_place(module: SparseLayer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Iterator[Use]:
+    """Sparse layers: each connection once for each output position."""
+    yield Use("values", output.numel() // max(module.geometry.outputs, 1))
+
+
+def _recurrent(
+    module: nn.RNNBase | SparseGRU, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> Iterator[Use]:
     """RNN, LSTM, GRU: each weight once for each element of the sequences."""
     x = _first(args, kwargs)
     x = x.data if isinstance(x, PackedSequence) else x
-    for name, _ in module.named_parameters(recurse=False):
+    for name, _ in module.named_parameters():
         if name.startswith("weight"):
             yield Use(name, x.numel() // module.input_size)
 

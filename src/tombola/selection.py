@@ -71,7 +71,7 @@ def maskable(model: nn.Module, select: Select | None = None) -> Maskable:
     """
     names, predicate, types = _understood(select)
     model = unwrapped(model)
-    kinds, layers = _kinds(model, types), _sparse_layers(model)
+    kinds, layers = _kinds(model, types), sparse_layers(model)
     found = Maskable()
     for name, parameter in model.named_parameters():
         layer, owner = layers.get(id(parameter), (None, None))
@@ -136,7 +136,7 @@ def _unfit(parameter: Parameter) -> str | None:
     return None
 
 
-def _sparse_layers(model: nn.Module) -> dict[int, tuple[SparseLayer, nn.Module]]:
+def sparse_layers(model: nn.Module) -> dict[int, tuple[SparseLayer, nn.Module]]:
     """Identity of the values -> sparse layer, and the layer of the model that it is, or whose weight it is."""
     from tombola.sparse.gru import SparseWeight  # not above: files of tombola.sparse may stand on this one
     from tombola.sparse.layer import SparseLayer

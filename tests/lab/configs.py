@@ -8,6 +8,7 @@ from tombola.lab.config import BUDGETS, Dense, RunConfig
 from tombola.lab.settings import SGD, Adam, Constant, Cosine
 from tombola.methods.continuous import ContinuousSparsification
 from tombola.methods.gradual import GradualMagnitude
+from tombola.methods.granet import GraNet
 from tombola.methods.magnitude import IMP
 from tombola.methods.rigl import RigL
 from tombola.methods.set_ import SET
@@ -44,6 +45,8 @@ EVERY_METHOD = {
     "dense, shorter": replace(DENSE, method=Dense(times=0.5)),
     "dense, narrow": replace(DENSE, width=0.5),
     "rigl": replace(DENSE, method=RigL(density=0.2, every=4)),
+    "rigl, sparse": replace(DENSE, method=RigL(density=0.2, every=4), sparse=True),
+    "granet, sparse": replace(DENSE, method=GraNet(density=0.2, every=3), optimizer=Adam(lr=0.01), sparse=True),
     "set, uniform": replace(DENSE, method=SET(density=0.25, every=4, budget=BUDGETS["uniform-first-dense"])),
     "snip, fan-in": replace(DENSE, method=SNIP(density=0.3, pattern=ConstantFanIn())),
     "gmp": replace(DENSE, method=GradualMagnitude(density=0.1, every=3)),

@@ -20,6 +20,7 @@ from tombola.lab.errors import LabError
 from tombola.lab.settings import SGD, Adam, AdamW, Constant, Cosine, Drops
 from tombola.methods.continuous import ContinuousSparsification
 from tombola.methods.gradual import GradualMagnitude
+from tombola.methods.granet import GraNet
 from tombola.methods.magnitude import IMP
 from tombola.methods.rigl import RigL
 from tombola.methods.set_ import SET
@@ -52,12 +53,15 @@ def written(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         kinds = {
             Dense: "dense", ContinuousSparsification: "cs", IMP: "imp", StochasticSparsification: "iss", RigL: "rigl",
+            GraNet: "granet",
             SET: "set", SNIP: "snip", GradualMagnitude: "gmp", ConstantFanIn: "constant fan-in",
             SGD: "sgd", Adam: "adam", AdamW: "adamw", Constant: "constant", Cosine: "cosine", Drops: "drops",
         }  # fmt: skip
         fields = {f.name: written(getattr(value, f.name)) for f in dataclasses.fields(value)}
         if type(value) in (ContinuousSparsification, StochasticSparsification):
             assert fields.pop("score_optimizer") is None
+        if type(value) is RunConfig and not value.sparse:
+            del fields["sparse"]  # it came later
         return fields if type(value) is RunConfig else {"kind": kinds[type(value)], **fields}
     if isinstance(value, tuple):
         return [written(entry) for entry in value]
@@ -169,7 +173,34 @@ def test_every_setting_counts_in_the_hash(config: RunConfig) -> None:
         assert other.content_hash not in seen, f"{key} has the hash of {seen.get(other.content_hash)}"
         seen[other.content_hash] = key
         tried += 1
-    assert tried >= len(dataclasses.fields(RunConfig)) - 5
+    assert tried >= len(dataclasses.fields(RunConfig)) - 6
+
+
+def test_a_setting_that_came_later_leaves_older_runs_their_names() -> None:
+    assert "sparse" not in plain(RIGL)
+    said = {**plain(RIGL), "sparse": False}
+    assert RunConfig.from_json(json.dumps(said)) == RIGL  # said or not, it is the same run
+    sparse = replace(RIGL, sparse=True)
+    assert plain(sparse) == {**plain(RIGL), "sparse": True}
+    assert sparse.content_hash != RIGL.content_hash
+    with pytest.raises(LabError, match="sparse is null, but must be true or false"):
+        RunConfig.from_json(json.dumps({**said, "sparse": None}))
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (DENSE, "dense, which needs weights, gradients or scores of the dense layers' size"),
+        (IMP_, "imp, which needs"),
+        (EVERY_METHOD["gmp"], "gmp, which needs"),
+        (replace(RIGL, method=SET(density=0.2, pattern=ConstantFanIn())), "set, which has the pattern fan-in"),
+        (replace(RIGL, method=RigL(density=0.2, average=2)), "rigl, which adds up dense gradients"),
+    ],
+    ids=["dense", "imp", "gmp", "pattern", "average"],
+)
+def test_what_cannot_be_trained_in_sparse_layers(config: RunConfig, why: str) -> None:
+    with pytest.raises(ValueError, match=f"sparse must be false for {why}"):
+        replace(config, sparse=True)
 
 
 def test_the_kind_counts_in_the_hash() -> None:
@@ -361,7 +392,8 @@ def test_what_is_trained() -> None:
 def test_what_a_person_calls_it() -> None:
     assert [config.setting for config in ALL.values()] == [
         "", "equal epochs", "s0=-0.02", "density=0.5,0.2", "keep=0.5", "keep=0.5", "s0=1", "1 epoch", "width=0.5",
-        "density=0.2", "density=0.25", "density=0.3 fan-in", "density=0.1", "density=0.2", "keep by layer", "s0=-0.02",
+        "density=0.2", "density=0.2 sparse", "density=0.2 sparse", "density=0.25", "density=0.3 fan-in", "density=0.1",
+        "density=0.2", "keep by layer", "s0=-0.02",
     ]  # fmt: skip
     assert ASKED.title == "cs density=0.5,0.2 · conv_digits · digits · seed 0"
     assert DENSE.title == "dense · conv_digits · digits · seed 0"

@@ -146,7 +146,7 @@ def test_sparse_training_is_the_loop_by_hand(name: str, finished: Callable[[str]
     assert 0 < record["arithmetic"] < config.epochs
 
 
-@pytest.mark.parametrize("name", ["rigl", "snip, fan-in", "gmp"])
+@pytest.mark.parametrize("name", ["rigl", "rigl, sparse", "snip, fan-in", "gmp"])
 def test_what_a_budget_warns_of_is_recorded_once(name: str, tmp_path: Path) -> None:
     """Whenever the method asks its budget, and however often the run is stopped."""
     method = replace(EVERY_METHOD[name].method, density=0.001, budget=tombola.uniform)
@@ -297,7 +297,7 @@ def test_parameters_without_a_mask(tmp_path: Path) -> None:
 # ---- again, and again
 
 
-@pytest.mark.parametrize("name", ["dense", "cs, density", "imp", "iss", "rigl"])
+@pytest.mark.parametrize("name", ["dense", "cs, density", "imp", "iss", "rigl", "rigl, sparse"])
 def test_the_same_seed_gives_the_same_bytes(name: str, finished: Callable[[str], Path], tmp_path: Path) -> None:
     torch.manual_seed(12345)  # the state of the world does not matter
     torch.randn(7)
@@ -312,7 +312,19 @@ def test_another_seed_gives_other_numbers(finished: Callable[[str], Path], tmp_p
     assert mine.isdisjoint(r["test_loss"] for r in results(other))
 
 
-STOPPED = ["dense, longer", "cs", "imp", "imp-c", "iss", "rigl", "snip, fan-in", "gmp", "cs, pruning"]
+STOPPED = [
+    "dense, longer",
+    "cs",
+    "imp",
+    "imp-c",
+    "iss",
+    "rigl",
+    "rigl, sparse",
+    "granet, sparse",
+    "snip, fan-in",
+    "gmp",
+]
+STOPPED += ["cs, pruning"]
 
 
 @pytest.mark.parametrize("name", STOPPED)

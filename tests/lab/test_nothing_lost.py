@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from tombola.lab.cli.main import cli, typed
-from tombola.lab.cli.running import searches
+from tombola.lab.cli.running import searches, trainings
 from tombola.lab.runs.experiment import execute
 
 PATIENCE = 120.0  # seconds for a process to get somewhere
@@ -49,8 +49,9 @@ def load():
 
 def undisturbed(command: list[str], out: Path) -> dict[str, bytes]:
     """What the command leaves when nothing happens to it, made in this process."""
-    with cli.commands["search"].make_context("search", command[1:]) as context:
-        configs = searches(context.params, given=typed(context))
+    with cli.commands[command[0]].make_context(command[0], command[1:]) as context:
+        searching = command[0] == "search"
+        configs = searches(context.params, given=typed(context)) if searching else trainings(context.params)
     for config in configs:
         execute(config, out)
     return contents(out)
@@ -171,6 +172,24 @@ def test_three_moments(tmp_path: Path, noise: str) -> None:
     assert found.keys() == expected.keys()
     assert [name for name in found if found[name] != expected[name]] == []
     assert sum(name.endswith(".safetensors") for name in found) == 4
+
+
+@pytest.mark.timeout(900)
+def test_three_moments_of_sparse_layers(tmp_path: Path, noise: str) -> None:
+    """GraNet's shrink while they train: each checkpoint has other sizes."""
+    what = ["--method", "rigl,granet", "--sparse", "--data", noise, "--model", "conv_digits", "--epochs", "60"]
+    command = ["train", *what, "--every", "7", "--batch-size", "128", "--no-dense", "--jobs", "1", "--quiet"]
+    stops: list[Stop] = [
+        (inside_a_save(".checkpoint-*.part", 2), kill_all),
+        (at_random(1 + random.Random(2).random()), kill_parent),
+        (at_random(1 + random.Random(3).random()), ctrl_c),
+    ]
+    expected = undisturbed(command, tmp_path / "undisturbed")
+    assert finish(command, tmp_path / "stopped", stops) >= 2
+    found = contents(tmp_path / "stopped")
+    assert found.keys() == expected.keys()
+    assert [name for name in found if found[name] != expected[name]] == []
+    assert sum(name.endswith(".safetensors") for name in found) == 2
 
 
 @pytest.mark.slow

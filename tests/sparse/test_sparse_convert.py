@@ -1,17 +1,19 @@
 """convert(): the same model in its fastest form, and what stands between sparse layers."""
 
 import copy
+import pickle
 import sys
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 import tombola
 from tombola.lab import models
 from tombola.sparse import Converted, SparseConv2d, SparseLinear, convert
-from tombola.sparse.around import make_aware, make_plain
+from tombola.sparse.around import ABLE, make_aware, make_plain
 from tombola.sparse.choose import _path
 from tombola.sparse.fuse import fused
 from tombola.sparse.layout import inside, is_innermost, outside
@@ -408,3 +410,43 @@ def test_the_result_is_a_module_like_any_other(tmp_path) -> None:
     with torch.no_grad():
         assert torch.equal(copy.deepcopy(fast)(x), fast(x))
         assert torch.equal(torch.compile(fast, backend="aot_eager")(x), fast(x))
+
+
+@pytest.mark.parametrize("name", nets())
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))], ids=["deepcopy", "pickle"])
+def test_copies_of_models_with_sparse_layers(name: str, training: bool, way: Any) -> None:
+    model = nets()[name].train(training)
+    masks, x = random_masks(model), torch.randn(4, 3, 16, 16)
+    fast = convert(model, masks, example=x, choose="sparse")
+    make_sparse(model, masks)
+    for net in (fast, model):
+        again = way(net)
+        classes, wanted = (
+            [type(module) for module in it.modules() if not isinstance(module, fx.GraphModule)] for it in (again, net)
+        )
+        assert classes == wanted
+        assert again.training is training
+        assert torch.equal(again(x), net(x))
+        assert {p.data_ptr() for p in again.parameters()}.isdisjoint(p.data_ptr() for p in net.parameters())
+    again = way(fast)
+    if training:  # an optimiser of the copy's parameters trains what it gives back
+        with torch.no_grad():
+            for parameter in again.parameters():
+                parameter.zero_()
+    zeros = [not bool(parameter.any()) for parameter in again.to_dense().parameters()]
+    assert all(zeros) is training
+
+
+@pytest.mark.parametrize("low_precision", [False, True])
+def test_every_class_between_sparse_layers_can_be_pickled(low_precision: bool) -> None:
+    plain = [nn.BatchNorm2d(3), nn.Conv1d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Linear(3, 3)]
+    plain += [nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(2), nn.AdaptiveMaxPool2d(2)]
+    assert len(plain) == len(ABLE)
+    for module in plain:
+        aware = copy.deepcopy(module)
+        make_aware(aware, low_precision=low_precision)
+        again = pickle.loads(pickle.dumps(aware))
+        assert type(again) is type(aware)
+        make_plain(again)
+        assert type(again) is type(module)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
 import resource
 import sys
@@ -21,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW
 from torch.utils.checkpoint import checkpoint
 
+import tombola
 from tombola.sparse import SparseConv1d, SparseConv2d, SparseLayer, SparseLinear, operators
 from tombola.sparse.positions import positions
 from tombola.sparse.resized import _resized
@@ -640,6 +642,12 @@ MISTAKES: list[tuple[Any, type[Exception], str]] = [
     (lambda: SparseConv2d.from_dense(nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect")), ValueError, "'reflect'"),
     (lambda: SparseConv2d.from_dense(nn.Conv2d(3, 3, 2, padding="same")), ValueError, "same.*even"),
     (lambda: SparseConv1d.from_dense(nn.Conv1d(3, 3, 4, padding="same")), ValueError, "same.*even"),
+    (lambda: SparseConv2d(3, 3, (3, 2), padding="same", density=0.5), ValueError, "same.*even kernel"),
+    (lambda: SparseConv1d(3, 3, 3, 2, padding="same", density=0.5), ValueError, r"a stride of 1, not \(2,\)"),
+    (lambda: SparseConv2d(3, 3, 3, padding="full", density=0.5), ValueError, "'same' or 'valid', not 'full'"),
+    (lambda: SparseConv2d(0, 3, 3, density=0.5), ValueError, "SparseConv2d: 0 and 3 channels in 1 groups"),
+    (lambda: SparseConv1d(4, 0, 3, density=0.5), ValueError, "each must be 1 or more"),
+    (lambda: SparseConv2d(4, 4, 3, groups=0, density=0.5), ValueError, "each must be 1 or more"),
     (lambda: SparseLinear(4, 3, density=0.5)(torch.ones(2, 5)), ValueError, r"4 channels, not \(2, 5\)"),
     (lambda: SparseLinear(4, 3, density=0.5)(torch.tensor(1.0)), ValueError, r"4 channels, not \(\)"),
     (lambda: SparseConv2d(4, 3, 3, density=0.5)(torch.ones(2, 3, 9, 9)), ValueError, r"\(N, C, H, W\) with 4 channels"),
@@ -667,6 +675,64 @@ def test_a_bias_of_another_format_is_refused() -> None:
     layer.bias = nn.Parameter(layer.bias.double())
     with pytest.raises(TypeError, match="computes in float32"):
         layer(torch.ones(2, 4))
+
+
+# ---- as PyTorch's
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")  # PyTorch says that it has nothing to draw
+@pytest.mark.parametrize(("inputs", "outputs"), [(0, 5), (5, 0), (0, 0)])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (0,)])
+def test_empty_layers_are_as_empty_as_dense_ones(inputs: int, outputs: int, shape: tuple[int, ...]) -> None:
+    dense = nn.Linear(inputs, outputs)
+    made = [SparseLinear(inputs, outputs, density=0.5), SparseLinear.from_dense(dense)]
+    for layer in (*made, made[1].to_dense(), copy.deepcopy(made[1])):
+        x = torch.randn(*shape, inputs, requires_grad=True)
+        y = layer(x)
+        wanted = dense(x)
+        assert y.shape == wanted.shape
+        if layer is not made[0]:
+            assert torch.equal(y, wanted)
+        y.sum().backward()
+        assert x.grad.shape == x.shape
+        assert torch.equal(layer.bias.grad, torch.full_like(layer.bias, math.prod(shape)))
+    assert (made[0].density, made[0].mask().shape, made[0].weight().shape) == (0, *[dense.weight.shape] * 2)
+    made[0].load_state_dict(made[1].state_dict())
+    run = tombola.attach(made[0], SGD(made[0].parameters(), lr=0.1), tombola.SET(density=0.5, every=1), steps=3)
+    assert run.density == 0
+
+
+@pytest.mark.parametrize("kind", [SparseConv1d, SparseConv2d])
+@pytest.mark.parametrize(
+    ("padding", "kernel", "dilation"), [("same", 3, 1), ("same", 1, 1), ("same", 5, 2), ("same", 2, 2), ("valid", 4, 1)]
+)
+def test_padding_in_words(kind: Any, padding: Any, kernel: int, dilation: int) -> None:
+    torch.manual_seed(0)
+    dense = kind.dense(3, 4, kernel, padding=padding, dilation=dilation)
+    layer = kind(3, 4, kernel, padding=padding, dilation=dilation, mask=torch.ones(dense.weight.shape).bool())
+    layer.take_parameters(dense)
+    x = torch.randn(2, 3, *[11] * (dense.weight.ndim - 2))
+    torch.testing.assert_close(layer(x), dense(x), check_stride=False)
+    torch.testing.assert_close(kind.from_dense(dense)(x), dense(x), check_stride=False)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_move_between_forward_and_backward_is_refused(compiled: bool) -> None:
+    layer = SparseLinear(6, 5, density=0.5)
+    used = torch.compile(layer, backend="aot_eager") if compiled else layer
+    before = layer.values.detach().clone()
+    x = torch.randn(4, 6, requires_grad=True)
+    y = used(x)
+    layer.move(torch.arange(15))
+    assert torch.equal(layer.values, before)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+    used(x).sum().backward()  # the next one is in order
+    layer.values.requires_grad_(False)
+    y = used(x)
+    layer.move(torch.arange(15, 30))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
 
 
 # ---- two processes

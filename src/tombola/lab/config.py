@@ -2,7 +2,8 @@
 
 Where the data lie, which device computes and how many threads help is not part of it. The hash of the settings names
 the run's folder, so the same settings find the same folder again; no default is left out, so a changed default makes
-another run.
+another run. Settings that came later are written where they differ from what runs were before there was the choice, so
+that these keep their names.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class Dense:
 
 Sparse: TypeAlias = Static | SNIP | SET | RigL | SNFS | GradualMagnitude | GraNet
 """Methods that know no rounds."""
+REALLY_SPARSE = (RigL, SET, Static, GraNet)
+"""Methods that can train sparse layers."""
 Pruning: TypeAlias = ContinuousSparsification | Sparse
 """What trains one sparse network in one go; Continuous Sparsification with ``harden_at``."""
 Method: TypeAlias = Dense | IMP | StochasticSparsification | Pruning
@@ -74,6 +77,8 @@ BUDGETS: dict[str, Budget] = {
     "global": global_,
 }
 _SETTINGS = {"sgd": SGD, "adam": Adam, "adamw": AdamW, "constant": Constant, "drops": Drops, "cosine": Cosine}
+_BEFORE = {"sparse": False}
+"""Settings that came later -> what every run without them is; whatever the default may become, this must stay."""
 _CODEC = Codec({**METHODS, **PATTERNS, **_SETTINGS}, BUDGETS)
 _CONSTANT = Constant()
 
@@ -100,6 +105,7 @@ class RunConfig:
         controls, control_rounds: which controls are trained for the tickets of which rounds.
         unmasked: maskable parameters that get no mask; the papers' choice for a model is ``models.unmasked(model)``.
         evaluate_every: epochs between measurements on the test set; the last epoch is always measured.
+        sparse: the masked layers are sparse layers while they train; the method is one of ``REALLY_SPARSE``.
 
     Raises:
         ValueError: a value outside its range, or settings that contradict each other.
@@ -123,6 +129,7 @@ class RunConfig:
     control_rounds: tuple[int, ...] = ()
     unmasked: tuple[str, ...] = ()
     evaluate_every: int = 1
+    sparse: bool = False
 
     def __post_init__(self) -> None:
         for key in ("rounds", "epochs", "batch_size", "evaluate_every"):
@@ -144,6 +151,8 @@ class RunConfig:
             raise ValueError(f"rounds, controls and rewind_step must be left alone: {self.method_name} makes no search")
         if self.score_optimizer is not None and not isinstance(self.method, SoftMethod):
             raise ValueError("score_optimizer must be null for a method that learns no scores")
+        if self.sparse and (problem := never_dense(self.method)):
+            raise ValueError(f"sparse must be false for {self.method_name}, which {problem}")
 
     def to_json(self) -> str:
         """Every setting, as indented JSON.
@@ -151,7 +160,7 @@ class RunConfig:
         Raises:
             LabError: a setting that is no data, or not of its type.
         """
-        return json.dumps(_CODEC.encode(self), indent=2, allow_nan=False) + "\n"
+        return json.dumps(self._plain(), indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, *, where: str = "config") -> RunConfig:
@@ -160,7 +169,8 @@ class RunConfig:
         Raises:
             LabError: unknown, missing or doubled keys, wrong types, values out of range.
         """
-        config = _CODEC.decode(parse(text, where=where), cls, where=where)
+        plain = parse(text, where=where)
+        config = _CODEC.decode({**_BEFORE, **plain} if isinstance(plain, dict) else plain, cls, where=where)
         assert isinstance(config, cls)
         return config
 
@@ -177,10 +187,14 @@ class RunConfig:
             raise LabError(f"{path}: cannot be read: {error}") from error
         return cls.from_json(text, where=str(path))
 
+    def _plain(self) -> dict[str, Any]:
+        plain = _CODEC.encode(self)
+        return {key: value for key, value in plain.items() if key not in _BEFORE or value != _BEFORE[key]}
+
     @property
     def content_hash(self) -> str:
         """The first 12 hex digits of the SHA-256 of all settings."""
-        canonical = json.dumps(_CODEC.encode(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        canonical = json.dumps(self._plain(), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
     @property
@@ -199,7 +213,7 @@ class RunConfig:
     def setting(self) -> str:
         """The settings that tell runs of a method apart in a table."""
         width = "" if self.width == 1 else f"width={self.width:g}"
-        return " ".join(part for part in (self._method_setting, width) if part)
+        return " ".join(part for part in (self._method_setting, width, "sparse" if self.sparse else "") if part)
 
     @property
     def _method_setting(self) -> str:
@@ -267,6 +281,17 @@ class RunConfig:
             return self.stretched(self.epochs)
         controls = len(set(self.controls)) * len(set(self.control_rounds))
         return self.epochs * (self.rounds + len(self.retrained()) + controls)
+
+
+def never_dense(method: Method) -> str:
+    """Why ``method`` cannot train sparse layers, which never hold anything of the dense size; "" if it can."""
+    if not isinstance(method, REALLY_SPARSE):
+        return "needs weights, gradients or scores of the dense layers' size"
+    if method.pattern is not None:
+        return f"has the pattern {method.pattern}, while the connections of sparse layers lie anywhere"
+    if isinstance(method, RigL) and method.average > 1:
+        return f"adds up dense gradients (average={method.average})"
+    return ""
 
 
 def _make(settings: Optimizer, groups: list[dict[str, Any]]) -> Any:

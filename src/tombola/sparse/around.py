@@ -1,7 +1,8 @@
 """What stands between sparse layers: PyTorch's own modules, kept in the layout with the batch innermost.
 
 Each is the module's class with one more step: a view in which PyTorch's kernels find contiguous memory. The modules
-keep their parameters, buffers and names; an input in the usual layout goes the usual way.
+keep their parameters, buffers and names; an input in the usual layout goes the usual way. All classes have a name here,
+so that the modules can be pickled.
 """
 
 from __future__ import annotations
@@ -42,15 +43,29 @@ class _BatchNorm2d(nn.BatchNorm2d):
         return y
 
 
-def _pooling(plain: type[nn.Module]) -> type[nn.Module]:
+class _Pooling:
     """In (C, H, W, N) the batch is where ``channels_last`` has its channels, for images that are the channels."""
 
-    def forward(self: nn.Module, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or not is_innermost(x):
-            return plain.forward(self, x)  # type: ignore[no-any-return]
-        return plain.forward(self, x.transpose(0, 1)).transpose(0, 1)  # type: ignore[no-any-return]
+            return super().forward(x)  # type: ignore[misc, no-any-return]
+        return super().forward(x.transpose(0, 1)).transpose(0, 1)  # type: ignore[misc, no-any-return]
 
-    return type(f"_{plain.__name__}", (plain,), {"forward": forward})
+
+class _MaxPool2d(_Pooling, nn.MaxPool2d):
+    pass
+
+
+class _AvgPool2d(_Pooling, nn.AvgPool2d):
+    pass
+
+
+class _AdaptiveAvgPool2d(_Pooling, nn.AdaptiveAvgPool2d):
+    pass
+
+
+class _AdaptiveMaxPool2d(_Pooling, nn.AdaptiveMaxPool2d):
+    pass
 
 
 class _Conv2d(nn.Conv2d):
@@ -81,17 +96,32 @@ class _LowPrecision:
             return super().forward(usual(x)).float()  # type: ignore[misc, no-any-return]
 
 
-_POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+class _LowPrecisionConv1d(_LowPrecision, nn.Conv1d):
+    pass
+
+
+class _LowPrecisionConv2d(_LowPrecision, nn.Conv2d):
+    pass
+
+
+class _LowPrecisionLinear(_LowPrecision, nn.Linear):
+    pass
+
+
 _AWARE: dict[type[Any], type[Any]] = {
     nn.BatchNorm2d: _BatchNorm2d,
     nn.Conv1d: _Conv1d,
     nn.Conv2d: _Conv2d,
     nn.Linear: _Linear,
-    **{pool: _pooling(pool) for pool in _POOLS},
+    nn.MaxPool2d: _MaxPool2d,
+    nn.AvgPool2d: _AvgPool2d,
+    nn.AdaptiveAvgPool2d: _AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d: _AdaptiveMaxPool2d,
 }
 _LOW: dict[type[Any], type[Any]] = {
-    plain: type(f"_LowPrecision{plain.__name__}", (_LowPrecision, plain), {})
-    for plain in (nn.Conv1d, nn.Conv2d, nn.Linear)
+    nn.Conv1d: _LowPrecisionConv1d,
+    nn.Conv2d: _LowPrecisionConv2d,
+    nn.Linear: _LowPrecisionLinear,
 }
 ABLE = tuple(_AWARE)  # the classes that can be made aware
 LOW = tuple(_LOW)  # and those that can multiply in bfloat16

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ class _SparseConvolution(SparseLayer):
         out_channels: int,
         kernel_size: Size,
         stride: Size = 1,
-        padding: Size = 0,
+        padding: Size | Literal["same", "valid"] = 0,
         dilation: Size = 1,
         groups: int = 1,
         bias: bool = True,
@@ -35,9 +35,13 @@ class _SparseConvolution(SparseLayer):
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
+        if min(in_channels, out_channels, groups) < 1:
+            sizes = f"{in_channels} and {out_channels} channels in {groups} groups"
+            raise ValueError(f"{type(self).__name__}: {sizes}; each must be 1 or more")
         if in_channels % groups or out_channels % groups:
             raise ValueError(f"{in_channels} and {out_channels} channels cannot be shared out among {groups} groups")
-        kernel, strides, paddings, dilations = (self._all(size) for size in (kernel_size, stride, padding, dilation))
+        kernel, strides, dilations = (self._all(size) for size in (kernel_size, stride, dilation))
+        paddings = _paddings(padding, kernel, strides, dilations) if isinstance(padding, str) else self._all(padding)
         pairs = _pair(kernel, 1), _pair(strides, 1), _pair(paddings, 0), _pair(dilations, 1)
         geometry = Geometry(in_channels, out_channels, *pairs, groups)
         shape = (out_channels, in_channels // groups, *kernel)
@@ -58,8 +62,10 @@ class _SparseConvolution(SparseLayer):
         Raises:
             ValueError: it pads with something else than zeros, or differently on the two sides.
         """
+        if layer.padding_mode != "zeros":
+            raise ValueError(f"a sparse convolution pads with zeros, not with {layer.padding_mode!r}")
         mask = layer.weight.detach() != 0 if mask is None else mask
-        size = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, _padding(layer), layer.dilation)
+        size = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation)
         sparse = cls(*size, layer.groups, layer.bias is not None, mask=mask)
         sparse.take_parameters(layer)
         return sparse
@@ -85,7 +91,7 @@ class _SparseConvolution(SparseLayer):
 class SparseConv2d(_SparseConvolution):
     """``nn.Conv2d`` (zero padding) whose memory and arithmetic, in training and inference, follow its non-zeros.
 
-    The arguments are those of ``nn.Conv2d``, with numbers for the padding, and:
+    The arguments are those of ``nn.Conv2d``, and:
 
     Args:
         density: share of the weights that are there, at random places; exactly ``round(density · weights)``.
@@ -96,7 +102,8 @@ class SparseConv2d(_SparseConvolution):
     lies so already, as from another sparse layer, is not copied.
 
     Raises:
-        ValueError: density out of range, a mask that does not fit, or more non-zeros than 32 bits can count.
+        ValueError: density out of range, a mask that does not fit, more non-zeros than 32 bits can count, or
+            ``padding="same"`` with a stride or with a kernel that needs more of it on one side.
     """
 
     dense, _form = nn.Conv2d, "N, C, H, W"
@@ -115,14 +122,17 @@ def _pair(sizes: tuple[int, ...], missing: int) -> Pair:
     return (missing, sizes[0]) if len(sizes) == 1 else (sizes[0], sizes[1])
 
 
-def _padding(layer: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
-    if layer.padding_mode != "zeros":
-        raise ValueError(f"a sparse convolution pads with zeros, not with {layer.padding_mode!r}")
-    if layer.padding == "valid":
-        return (0,) * len(layer.kernel_size)
-    if layer.padding == "same":
-        both = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-        if any(sides % 2 for sides in both):
-            raise ValueError("padding='same' with an even kernel pads one side more, which a sparse convolution cannot")
-        return tuple(sides // 2 for sides in both)
-    return tuple(layer.padding)  # type: ignore[arg-type]
+def _paddings(
+    padding: str, kernel: tuple[int, ...], strides: tuple[int, ...], dilations: tuple[int, ...]
+) -> tuple[int, ...]:
+    """The numbers that PyTorch's words stand for."""
+    if padding == "valid":
+        return (0,) * len(kernel)
+    if padding != "same":
+        raise ValueError(f"padding must be numbers, 'same' or 'valid', not {padding!r}")
+    if any(stride != 1 for stride in strides):
+        raise ValueError(f"padding='same' is for a stride of 1, not {strides}")
+    both = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
+    if any(sides % 2 for sides in both):
+        raise ValueError("padding='same' with an even kernel pads one side more, which a sparse convolution cannot")
+    return tuple(sides // 2 for sides in both)

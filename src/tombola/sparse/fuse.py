@@ -25,6 +25,8 @@ def fused(model: nn.Module) -> nn.Module:
         graph = _Tracer().trace(model)
     except Exception:  # whatever the model's own code raises when it sees no real tensors
         return model
+    for node in graph.nodes:
+        node.type = None  # of annotations that are texts; with one of these the result could not be pickled
     if any("training" in node.kwargs for node in graph.nodes):  # F.dropout and the like: traced as a constant
         return model
     if not model.training:

@@ -19,7 +19,8 @@ from tombola.masks import permutation
 from tombola.sparse.geometry import Geometry
 from tombola.sparse.positions import random_places
 
-ENTRIES = 2**21  # numbers of one block
+ENTRIES = 2**21  # numbers of one block, at most
+FEWEST, BLOCKS = 2**17, 32  # of a layer that is not large: memory follows it, and more blocks stay in the cache
 SHUFFLED = 2**22  # equal numbers that are put in random order; of more, some are drawn
 
 Piece = tuple[Tensor, Tensor]  # input (C, H, W, N) and output gradient (O, H', W', N) of one backward pass
@@ -120,14 +121,15 @@ def best(
         number: how many.
         taken: (n,) int64, ascending: places that are no candidates.
         generator: on the CPU.
-        entries: numbers of a block, which is at least one row; None: 2²¹.
+        entries: numbers of a block, which is at least one row; None: a 32nd of all, from 2¹⁷ to 2²¹.
 
     Raises:
         FloatingPointError: a score is infinite.
     """
     if number == 0:
         return taken.new_empty(0)
-    entries = ENTRIES if entries is None else entries
+    if entries is None:
+        entries = min(max(scores.outputs * scores.width // BLOCKS, FEWEST), ENTRIES)
     found = _Largest(number, room=_rows(scores, entries) * scores.width)
     for offset, block in _blocks(scores, taken, entries):
         found.add(block, offset)

@@ -100,9 +100,15 @@ class SparseLayer(nn.Module):
         return to_places(self.pointers, self.columns, self.geometry)
 
     def move(self, places: Tensor) -> None:
-        """Let the values, as they are, stand at other ``places``: ascending, distinct, as many as there are values."""
+        """Let the values, as they are, stand at other ``places``: ascending, distinct, as many as there are values.
+
+        A backward pass through what the layer gave before would take its gradients at the new places; autograd refuses
+        it, as it does after a step of the optimiser.
+        """
         if places.numel() != self.values.numel():
             raise ValueError(f"move: {places.numel()} places for {self.values.numel()} values")
+        with torch.no_grad():
+            self.values[:0].zero_()  # changes none, but autograd has noted it
         pointers, columns = of_places(places, self.geometry)
         self._take(positions(pointers, columns, self.geometry))
 
@@ -135,8 +141,8 @@ class SparseLayer(nn.Module):
 
     @property
     def density(self) -> float:
-        """Non-zeros / weights of the dense layer."""
-        return self.values.numel() / self.geometry.weights
+        """Non-zeros / weights of the dense layer; 0 if it has none."""
+        return self.values.numel() / max(self.geometry.weights, 1)
 
     def mask(self) -> Tensor:
         """Where there is a value: bool, of the dense layer's shape."""

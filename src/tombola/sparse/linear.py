@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -59,6 +61,7 @@ class SparseLinear(SparseLayer):
     def forward(self, x: Tensor) -> Tensor:
         """(…, in_features) -> (…, out_features)."""
         x = self._checked(x, x.shape[-1] if x.ndim else 0, "(…, in_features)")
-        flat = x.movedim(-1, 0).reshape(self.in_features, -1).T  # one copy, even if the features are neither end
-        result = self._multiply(inside(flat).view(self.in_features, 1, 1, -1))
-        return outside(result.view(self.out_features, -1)).view(*x.shape[:-1], self.out_features)
+        rows = math.prod(x.shape[:-1])  # of an empty layer it could not be told from the number of entries
+        flat = x.movedim(-1, 0).reshape(self.in_features, rows).T  # one copy, even if the features are neither end
+        result = self._multiply(inside(flat).view(self.in_features, 1, 1, rows))
+        return outside(result.view(self.out_features, rows)).view(*x.shape[:-1], self.out_features)

@@ -160,7 +160,7 @@ def _by_values(
         record(*seen, lent)
     # a sum over all pieces: in shares, so that threads need not all read the whole input, where these cost little
     pieces = len(plan.ys) * len(plan.xs)
-    shares = min(SHARES, pieces) if 2 * SHARES * entries.numel() <= x.numel() else 1
+    shares = max(1, min(SHARES, pieces)) if 2 * SHARES * entries.numel() <= x.numel() else 1
     result = x.new_zeros(shares, entries.numel())
     _run("gradient", geometry, plan, x, gradient, result, pointers, entries, shares=shares)
     return result.sum(0) if shares > 1 else result[0]

@@ -57,18 +57,18 @@ def of_places(places: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
     ``places``: (nnz,) int64, row · (inputs / groups) + channel within the group.
     """
     width = geometry.inputs // geometry.groups
-    row = places // width
+    row = places // max(width, 1)  # a layer may be empty
     pointers = torch.zeros(geometry.outputs * geometry.taps + 1, dtype=torch.int32)
     pointers[1:] = torch.bincount(row, minlength=geometry.outputs * geometry.taps).cumsum(0)
-    group = row // (geometry.outputs // geometry.groups * geometry.taps)
-    return pointers, (places % width + group * width).int()
+    group = row // max(geometry.outputs // geometry.groups * geometry.taps, 1)
+    return pointers, (places % max(width, 1) + group * width).int()
 
 
 def to_places(pointers: Tensor, columns: Tensor, geometry: Geometry) -> Tensor:
     """The inverse of :func:`of_places`."""
     width = geometry.inputs // geometry.groups
     row = torch.arange(geometry.outputs * geometry.taps).repeat_interleave(pointers.diff())
-    return row * width + columns % width
+    return row * width + columns % max(width, 1)
 
 
 def random_places(count: int, total: int, generator: torch.Generator | None) -> Tensor:
@@ -98,7 +98,7 @@ def check(pointers: Tensor, columns: Tensor, geometry: Geometry) -> None:
     if not fits or bool((pointers[1:] < pointers[:-1]).any()):
         raise ValueError(f"pointers: do not share {columns.numel()} non-zeros out among {rows} rows")
     row = torch.arange(rows).repeat_interleave(pointers.diff())
-    first = row // (geometry.outputs // geometry.groups * geometry.taps) * width
+    first = row // max(geometry.outputs // geometry.groups * geometry.taps, 1) * width
     if bool(((columns < first) | (columns >= first + width)).any()):
         raise ValueError(f"columns: a position is outside the {geometry.inputs} input channels of its output")
     if bool((to_places(pointers, columns, geometry).diff() <= 0).any()):

@@ -251,6 +251,12 @@ _TRAIN = [
         is_flag=True,
         help="Train the dense net also for as many epochs as the arithmetic of each sparse training pays for.",
     ),
+    click.option(
+        "--sparse",
+        is_flag=True,
+        help="Train in sparse layers, whose memory and arithmetic follow the non-zeros: rigl, set, static and granet, "
+        "on the CPU. Dense nets stay dense.",
+    ),
     click.option("--small-dense", is_flag=True, help="Train also a dense net so narrow that it has as few parameters."),
     *_WHERE,
 ]

@@ -25,6 +25,7 @@ from tombola.lab.errors import LabError
 from tombola.lab.report.page import write_report
 from tombola.lab.report.terminal import print_summary, stdout
 from tombola.lab.runs.parallel import run_many
+from tombola.lab.runs.thin import check_device
 from tombola.lab.study import digits_study
 
 T = TypeVar("T", bound=Training)
@@ -55,6 +56,8 @@ class Runs:
         try:
             _check_device(device)
             wanted = configs()
+            if any(config.sparse for config in wanted):
+                check_device(device)
         except LabError as error:
             raise click.UsageError(str(error), click.get_current_context()) from None
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

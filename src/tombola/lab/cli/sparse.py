@@ -13,7 +13,7 @@ from torch import nn
 from tombola.lab import models
 from tombola.lab.arithmetic import count, planned_counts, training_cost
 from tombola.lab.cli.recipes import Training
-from tombola.lab.config import BUDGETS, METHODS, Dense, Pruning, RunConfig
+from tombola.lab.config import BUDGETS, METHODS, REALLY_SPARSE, Dense, Pruning, RunConfig, never_dense
 from tombola.lab.errors import LabError
 from tombola.lab.runs.workshop import Workshop
 from tombola.methods.continuous import ContinuousSparsification
@@ -41,6 +41,7 @@ class SparseTraining(Training):
     harden_at: float | None = None
     equal_arithmetic: bool = False
     small_dense: bool = False
+    sparse: bool = False
 
     def configs(self) -> list[RunConfig]:
         """Dense training, each method at each density, and the dense baselines that were asked for, for each seed.
@@ -59,7 +60,9 @@ class SparseTraining(Training):
         runs = [replace(base, method=Dense())] if self.dense or "dense" in self.methods else []
         for method in sparse:
             scores = self.score_optimizer() if isinstance(method, ContinuousSparsification) else None
-            runs.append(replace(base, method=method, score_optimizer=scores))
+            runs.append(replace(base, method=method, score_optimizer=scores, sparse=self.sparse))
+        if self.sparse:
+            replace(make, config=runs[-1]).check()
         if self.equal_arithmetic:
             counted = count(model, make.data, masked)
             if counted is None:
@@ -91,7 +94,7 @@ class SparseTraining(Training):
         still = [name for name in sparse if not issubclass(METHODS[name], Moves)]
         if getattr(self.pattern, "ablate", 0) and still:
             raise LabError(f"--pattern {self.pattern}: is not for {still[0]}, which moves no connections; give fan-in")
-        for name in ("densities", "equal_arithmetic", "small_dense"):
+        for name in ("densities", "equal_arithmetic", "small_dense", "sparse"):
             if getattr(self, name) and not sparse:
                 option = "--density" if name == "densities" else f"--{name.replace('_', '-')}"
                 raise LabError(f"{option}: is for sparse methods, not {', '.join(self.methods)}")
@@ -118,6 +121,9 @@ class SparseTraining(Training):
             method: Pruning = kind(density=density, **asked)
         except ValueError as error:
             raise LabError(f"--method {name}: {error}") from None
+        if self.sparse and (problem := never_dense(method)):
+            able = ", ".join(known for known, kind in METHODS.items() if kind in REALLY_SPARSE)
+            raise LabError(f"--sparse: is not for --method {name}, which {problem}; but for {able} without a pattern")
         return method
 
 

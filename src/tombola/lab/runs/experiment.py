@@ -16,6 +16,7 @@ import torch
 from tombola.lab.config import RunConfig
 from tombola.lab.data import load
 from tombola.lab.runs.store import RunFolder
+from tombola.lab.runs.thin import check_device
 from tombola.lab.runs.work import Event, Run
 from tombola.lab.runs.workshop import Workshop
 
@@ -55,6 +56,8 @@ def execute(
         LabError: settings, data or files do not fit together; the folder is damaged or in use.
         Stopped: ``stop`` said so.
     """
+    if config.sparse:
+        check_device(device)
     with RunFolder(out, config) as folder, _threads(threads):
 
         def emit(event: Event) -> None:

@@ -20,6 +20,7 @@ from tombola.lab.errors import LabError
 from tombola.lab.runs.records import epoch_record, epoch_text, result_record
 from tombola.lab.runs.stages import Stage, plan
 from tombola.lab.runs.store import RunFolder
+from tombola.lab.runs.thin import thicken
 from tombola.lab.runs.train import Epoch, fit, measure
 from tombola.lab.runs.workshop import Workshop
 from tombola.lab.seeds import derive
@@ -76,25 +77,31 @@ class Run:
 
     def _once(self, stage: Stage, saved: dict[str, Any] | None) -> None:
         config, model = self.config, self.make.model()
-        optimizer, masked = self.make.optimizer(model), self.make.maskable(model)
+        masked = self.make.maskable(model)
         if isinstance(config.method, Dense):
-            self._train(stage, model, optimizer, None, saved, dict)
+            self._train(stage, model, self.make.optimizer(model), None, saved, dict)
             sizes = {name: parameter.numel() for name, parameter in masked.items()}
             self._result(stage, sizes, sizes, arithmetic=self.make.arithmetic(model))
             return
-        method, steps = config.training_method, config.epochs * self.steps
+        method, steps, names = config.training_method, config.epochs * self.steps, list(masked)
         with self._fitting(), self._python_warnings(silent=saved is not None):
             planned_counts(method, masked)
+        del masked  # with sparse layers nothing dense is to stay
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="budget: ")  # said just now, or before the run was stopped
             with self._fitting():
+                if config.sparse:
+                    self.make.thin(model)
+                optimizer = self.make.optimizer(model)
                 run = attach(
-                    model, optimizer, method, steps=steps, select=list(masked), steps_per_epoch=self.steps,
-                    seed=derive(config.seed, "masks"),
+                    model, optimizer, method, steps=steps, select=names, steps_per_epoch=self.steps,
+                    seed=self.make.mask_seed,
                 )  # fmt: skip
             self._train(stage, model, optimizer, run, saved, lambda: {"attachment": run.state_dict()})
         masks = run.masks
         run.detach()
+        if config.sparse:
+            thicken(model)
         provenance = {
             "method": describe(method), "seed": config.seed, "steps": steps, "density": masks.density,
             "trained": True, "versions": versions(), **self._about,
@@ -106,7 +113,8 @@ class Run:
     def _about(self) -> dict[str, Any]:
         shape, classes = list(self.data.input_shape), self.data.classes
         model = {"model": self.config.model, "width": self.config.width, "input_shape": shape, "classes": classes}
-        return {"data": self.config.data, **model, "run": self.folder.name}
+        sparse = {"sparse": True} if self.config.sparse else {}
+        return {"data": self.config.data, **model, **sparse, "run": self.folder.name}
 
     @contextmanager
     def _fitting(self) -> Iterator[None]:
@@ -188,9 +196,9 @@ class Run:
         self.last = {}
         if saved is not None:
             with self._restoring(saved):
+                model.load_state_dict(saved["model"])  # first: it says where sparse layers have their connections
                 if run is not None and "attachment" in saved["extra"]:
                     run.load_state_dict(saved["extra"]["attachment"])
-                model.load_state_dict(saved["model"])
                 optimizer.load_state_dict(saved["optimizer"])
                 done, self.last = saved["epoch"], saved["last"]
         epochs = config.stretched(config.epochs)

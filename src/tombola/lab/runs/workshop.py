@@ -12,8 +12,10 @@ from tombola.lab.arithmetic import count, training_cost
 from tombola.lab.config import Dense, RunConfig
 from tombola.lab.data import Dataset
 from tombola.lab.errors import LabError
+from tombola.lab.runs.thin import check_thin, thin
 from tombola.lab.seeds import derive
 from tombola.methods.magnitude import IMP
+from tombola.methods.protocol import HardMethod
 from tombola.methods.stochastic import StochasticSparsification
 from tombola.selection import maskable
 
@@ -38,6 +40,23 @@ class Workshop:
         return models.build(self.config.model, input_shape=shape, classes=classes, seed=seed, width=width).to(
             self.device
         )
+
+    def thin(self, model: nn.Module) -> None:
+        """Exchange the masked layers for sparse ones, with the connections that the method's first masks would have.
+
+        Raises:
+            LabError: a masked layer cannot be sparse.
+            ValueError: as ``attach``.
+        """
+        masked, method = self.maskable(model), self.config.training_method
+        check_thin(model, masked, self.config.model)
+        assert isinstance(method, HardMethod)
+        thin(model, method.start(masked, generator=torch.Generator().manual_seed(self.mask_seed)))
+
+    @property
+    def mask_seed(self) -> int:
+        """Seed of the method's random choices, the first masks among them."""
+        return derive(self.config.seed, "masks")
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimiser of all weights of ``model`` that learn."""
@@ -85,11 +104,20 @@ class Workshop:
         x, _ = next(iter(self.data.test()), (None, None))
         if x is None:
             raise LabError(f"{who}: the test set has no example")
+        model = self.model()
         try:
-            output = self.model().eval()(x[:2])
+            output = model.eval()(x[:2])
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise LabError(f"{who}: it cannot take inputs of shape {tuple(x[:2].shape)}: {error}") from error
         wanted = (len(x[:2]), self.data.classes)
         if not isinstance(output, torch.Tensor) or tuple(output.shape) != wanted:
             found = f"shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
             raise LabError(f"{who}: its output is {found}, not logits of shape {wanted} (examples, classes)")
+        if self.config.sparse:
+            masked = self.maskable(model)
+            check_thin(model, masked, self.config.model)
+            thin(model, {name: torch.zeros_like(weight, dtype=torch.bool) for name, weight in masked.items()})
+            try:
+                model(x[:2])
+            except Exception as error:  # whatever a model's own code makes of layers without a dense weight
+                raise LabError(f"--sparse: {who} does not run with sparse layers: {error}; leave it out") from error

@@ -50,8 +50,8 @@ _DATA = [
         "--model",
         metavar="NAME",
         show_default="lenet_300_100; for cifar10 resnet20",
-        help="lenet_300_100, conv_digits, conv2, conv4, conv6, resnet20, wrn_22_2, vgg16, resnet50, mobilenet_v1, or "
-        "your own module:function.",
+        help="lenet_300_100, conv_digits, conv2, conv4, conv6, resnet20, wrn_22_2, vgg16, vgg19, resnet18_cifar, "
+        "resnet18, resnet50, mobilenet_v1, or your own module:function.",
     ),
     click.option(
         "--width",

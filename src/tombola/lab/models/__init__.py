@@ -18,9 +18,9 @@ from torch import nn
 from tombola.lab.errors import LabError
 from tombola.lab.models.mobilenet import mobilenet_v1
 from tombola.lab.models.plain import conv2, conv4, conv6, conv_digits, lenet_300_100
-from tombola.lab.models.residual import resnet50, wide_resnet, wrn_22_2
+from tombola.lab.models.residual import resnet18, resnet18_cifar, resnet50, wide_resnet, wrn_22_2
 from tombola.lab.models.resnet20 import resnet20
-from tombola.lab.models.vgg import vgg16
+from tombola.lab.models.vgg import vgg16, vgg19
 from tombola.lab.objects import call, resolve
 
 __all__ = [
@@ -32,10 +32,13 @@ __all__ = [
     "conv_digits",
     "lenet_300_100",
     "mobilenet_v1",
+    "resnet18",
+    "resnet18_cifar",
     "resnet20",
     "resnet50",
     "unmasked",
     "vgg16",
+    "vgg19",
     "wide_resnet",
     "width_for",
     "wrn_22_2",
@@ -50,6 +53,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet20": resnet20,
     "wrn_22_2": wrn_22_2,
     "vgg16": vgg16,
+    "vgg19": vgg19,
+    "resnet18_cifar": resnet18_cifar,
+    "resnet18": resnet18,
     "resnet50": resnet50,
     "mobilenet_v1": mobilenet_v1,
 }
@@ -58,6 +64,7 @@ WIDTH_STEP = 1e-4
 _UNMASKED = {
     "wrn_22_2": ("conv1.weight",),
     "resnet20": ("stage2.0.shortcut.weight", "stage3.0.shortcut.weight", "fc.weight"),
+    "vgg19": ("fc.weight",),
     "mobilenet_v1": ("features.conv0.conv.weight", *(f"features.depthwise{n}.conv.weight" for n in range(1, 14))),
 }
 

@@ -156,7 +156,10 @@ def test_wrong_tensors(change: dict[str, Tensor], says: str) -> None:
 
 
 def test_names_that_are_wrong() -> None:
-    with pytest.raises(LabError, match="data 'mnist': there is digits, cifar10; or give your own as module:function"):
+    with pytest.raises(
+        LabError,
+        match="data 'mnist': there is digits, cifar10, cifar100, folder/NAME, text/NAME; or give your own as module",
+    ):
         load("mnist")
     with pytest.raises(LabError, match="--data-dir"):
         load("cifar10")

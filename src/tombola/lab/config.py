@@ -2,7 +2,8 @@
 
 Where the data lie, which device computes and how many threads help is not part of it. The hash of the settings names
 the run's folder, so the same settings find the same folder again; no default is left out, so a changed default makes
-another run.
+another run. Settings that came later are written where they differ from what runs were before there was the choice, so
+that these keep their names.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Literal, TypeAlias
 
 from tombola.budgets import Budget, erdos_renyi, erk, global_, uniform
 from tombola.lab.errors import LabError
+from tombola.lab.inputs import Images, Inputs, Text
 from tombola.lab.settings import SGD, Adam, AdamW, Constant, Cosine, Drops, Optimizer, Schedule
 from tombola.lab.strict import Codec, parse
 from tombola.methods.continuous import ContinuousSparsification
@@ -74,7 +76,10 @@ BUDGETS: dict[str, Budget] = {
     "global": global_,
 }
 _SETTINGS = {"sgd": SGD, "adam": Adam, "adamw": AdamW, "constant": Constant, "drops": Drops, "cosine": Cosine}
-_CODEC = Codec({**METHODS, **PATTERNS, **_SETTINGS}, BUDGETS)
+_INPUTS = {"images": Images, "text": Text}
+_BEFORE = {"inputs": None}
+"""Settings that came later -> what every run without them is; whatever the default may become, this must stay."""
+_CODEC = Codec({**METHODS, **PATTERNS, **_SETTINGS, **_INPUTS}, BUDGETS)
 _CONSTANT = Constant()
 
 
@@ -83,7 +88,7 @@ class RunConfig:
     """The identity of one run.
 
     Args:
-        data: ``digits``, ``cifar10`` or the user's ``module:function``.
+        data: one of ``tombola.lab.data.DATA`` or the user's ``module:function``.
         model: a name of ``tombola.lab.models.MODELS`` or the user's ``module:function``.
         width: multiplier of the model's numbers of channels.
         method: with all its settings. The optimiser of the scores is given by ``score_optimizer`` instead.
@@ -100,6 +105,7 @@ class RunConfig:
         controls, control_rounds: which controls are trained for the tickets of which rounds.
         unmasked: maskable parameters that get no mask; the papers' choice for a model is ``models.unmasked(model)``.
         evaluate_every: epochs between measurements on the test set; the last epoch is always measured.
+        inputs: how images or a text are read; None for data that leave nothing open.
 
     Raises:
         ValueError: a value outside its range, or settings that contradict each other.
@@ -123,6 +129,7 @@ class RunConfig:
     control_rounds: tuple[int, ...] = ()
     unmasked: tuple[str, ...] = ()
     evaluate_every: int = 1
+    inputs: Inputs | None = None
 
     def __post_init__(self) -> None:
         for key in ("rounds", "epochs", "batch_size", "evaluate_every"):
@@ -151,7 +158,7 @@ class RunConfig:
         Raises:
             LabError: a setting that is no data, or not of its type.
         """
-        return json.dumps(_CODEC.encode(self), indent=2, allow_nan=False) + "\n"
+        return json.dumps(self._plain(), indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, *, where: str = "config") -> RunConfig:
@@ -160,7 +167,8 @@ class RunConfig:
         Raises:
             LabError: unknown, missing or doubled keys, wrong types, values out of range.
         """
-        config = _CODEC.decode(parse(text, where=where), cls, where=where)
+        plain = parse(text, where=where)
+        config = _CODEC.decode({**_BEFORE, **plain} if isinstance(plain, dict) else plain, cls, where=where)
         assert isinstance(config, cls)
         return config
 
@@ -177,10 +185,14 @@ class RunConfig:
             raise LabError(f"{path}: cannot be read: {error}") from error
         return cls.from_json(text, where=str(path))
 
+    def _plain(self) -> dict[str, Any]:
+        plain = _CODEC.encode(self)
+        return {key: value for key, value in plain.items() if key not in _BEFORE or value != _BEFORE[key]}
+
     @property
     def content_hash(self) -> str:
         """The first 12 hex digits of the SHA-256 of all settings."""
-        canonical = json.dumps(_CODEC.encode(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        canonical = json.dumps(self._plain(), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
     @property

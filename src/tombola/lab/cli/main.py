@@ -15,7 +15,8 @@ from typing import Any
 
 import click
 
-from tombola.lab.cli.options import COUNT, Grouped, search_options, train_options
+from tombola.lab.cli.grouped import Grouped
+from tombola.lab.cli.options import COUNT, search_options, train_options
 from tombola.lab.cli.values import Listing
 from tombola.lab.errors import LabError
 

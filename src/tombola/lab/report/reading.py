@@ -34,7 +34,8 @@ class Layer:
 class Result:
     """One final number: a dense net, one that was trained sparse (round 0), a retrained ticket or a control.
 
-    Accuracies are fractions in [0, 1]; `arithmetic` is that of the training, in epochs of the dense net.
+    Accuracies are fractions in [0, 1]; `test_loss` is in nats, per token for texts, of which `token` says what one is;
+    `arithmetic` is that of the training, in epochs of the dense net.
     """
 
     method: str
@@ -45,6 +46,8 @@ class Result:
     kept: int
     maskable: int
     test_accuracy: float
+    test_loss: float | None
+    token: str
     epochs_search: float
     epochs_total: float
     arithmetic: float | None
@@ -207,6 +210,8 @@ def _result(record: Mapping[str, Any], place: str) -> Result:
         kept=get("kept", int),
         maskable=get("maskable", int),
         test_accuracy=get("test_accuracy", number),
+        test_loss=_finite(get("test_loss", maybe)),
+        token=str(record.get("token", "")),
         epochs_search=get("epochs_search", number),
         epochs_total=get("epochs_total", number),
         arithmetic=_finite(get("arithmetic", maybe)),

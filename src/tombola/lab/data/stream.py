@@ -130,15 +130,25 @@ def skipped(name: str, damaged: int, images: int, first: str) -> str:
     return f"{name}: {damaged} of {images:,} images left out as damaged; the first is {first.partition(';')[0]}"
 
 
-class _Reading:
-    """A loader whose processes stay from one epoch to the next."""
+class _Plan:
+    """What the processes of a loader read next."""
 
-    def __init__(self, paths: Sequence[str], size: int, workers: int, *, pin: bool) -> None:
+    def __init__(self) -> None:
         self.batches: Sequence[Sequence[int]] = ()
         self.seed: int | None = None
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return ([(number, self.seed) for number in numbers] for numbers in self.batches)
+
+
+class _Reading:
+    """A loader whose processes stay from one epoch to the next, and leave with it."""
+
+    def __init__(self, paths: Sequence[str], size: int, workers: int, *, pin: bool) -> None:
+        self.plan = _Plan()
         self.loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
             _Examples(paths, size),
-            batch_sampler=self,
+            batch_sampler=self.plan,
             num_workers=workers,
             collate_fn=_joined,
             pin_memory=pin,
@@ -147,12 +157,9 @@ class _Reading:
             generator=torch.Generator(),  # its draws must not move the global one on
         )
 
-    def __iter__(self) -> Iterator[list[Key]]:
-        return ([(number, self.seed) for number in numbers] for numbers in self.batches)
-
     def read(self, batches: Sequence[Sequence[int]], seed: int | None) -> Iterator[tuple[Tensor, list[int], list[str]]]:
         """For each of ``batches`` what :func:`_joined` gives; augmented as ``seed`` has it, if there is one."""
-        self.batches, self.seed = batches, seed
+        self.plan.batches, self.plan.seed = batches, seed
         return iter(self.loader)
 
 

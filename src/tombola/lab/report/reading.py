@@ -61,7 +61,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder: who it is (config), what it found (results), what it warned of, and whether it is finished."""
+    """One run folder: who it is (config), what it found (results), what it warned of, and whether it is finished.
+
+    `original` is whether its data are the publisher's own files; None: not known.
+    """
 
     folder: Path
     config: Mapping[str, Any]
@@ -72,6 +75,7 @@ class Run:
     warnings: tuple[str, ...]
     finished: bool
     versions: Mapping[str, str]
+    original: bool | None = None
 
     @property
     def method_settings(self) -> Mapping[str, Any]:
@@ -110,12 +114,15 @@ def read_run(folder: Path) -> Run:
     finished = _finished(folder)
     results: list[Result] = []
     warnings: list[str] = []
+    original: bool | None = None
     for place, record in _records(folder / METRICS):
         kind = record.get("kind")
         if kind == "result":
             results.append(_result(record, place))
         elif kind == "warning" and record.get("text") not in warnings:
             warnings.append(str(record.get("text")))
+        elif kind == "data":
+            original = _field(record, "original", bool, place)
     return Run(
         folder=folder,
         config=config,
@@ -126,6 +133,7 @@ def read_run(folder: Path) -> Run:
         warnings=tuple(warnings),
         finished=finished,
         versions=_versions(folder, results),
+        original=original,
     )
 
 

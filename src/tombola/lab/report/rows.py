@@ -44,7 +44,8 @@ class Row:
     other initial score that was tried with otherwise equal settings: what it cost to be able to choose this one.
     `training` are those of the one training that gave the number. `arithmetic` is that of the training, in epochs of
     the dense net; None for tickets. `loss` is in nats; `token` is what a text is made of, or empty. `good` is a sparse
-    net, not empty, whose mean accuracy is at least that of the dense net.
+    net, not empty, whose mean accuracy is at least that of the dense net. `original`: whether the data of every seed
+    are the publisher's own files; None: not known.
     """
 
     data: str
@@ -76,6 +77,7 @@ class Row:
     layers: tuple[Layer, ...]
     controls: Mapping[str, Stat] = field(default_factory=dict)
     good: bool = False
+    original: bool | None = None
 
     @property
     def dense(self) -> bool:

@@ -95,7 +95,13 @@ def _row(
         dead=tuple(sorted({name for r in results for name in r.dead_layers})),
         layers=_mean_layers([r.layers for r in results]),
         controls=controls,
+        original=_all_original([run for run, _ in own]),
     )
+
+
+def _all_original(runs: Sequence[Run]) -> bool | None:
+    known = [run.original for run in runs]
+    return None if None in known else all(known)
 
 
 def _width(run: Run) -> float:

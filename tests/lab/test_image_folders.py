@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from tombola.lab.cli.main import run
+from tombola.lab.cli.recipes import Training
 from tombola.lab.data import Data, images, load
 from tombola.lab.data.folder import image_folder
 from tombola.lab.data.stream import MEAN, STD, Stream
@@ -273,6 +275,27 @@ def test_a_folder_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(
+    ("asked", "augment", "cutout"),
+    [
+        ({}, False, 0),
+        ({"model": "resnet20"}, True, 0),
+        ({"image_size": 12}, True, 0),
+        ({"image_size": 12, "augment": False}, False, 0),
+        ({"augment": True}, True, 0),
+        ({"cutout": 4}, True, 4),
+    ],
+)
+def test_when_images_are_augmented(asked: dict[str, Any], augment: bool, cutout: int, tmp_path: Path) -> None:
+    choices = {"data": "folder", "data_dir": made(tmp_path / "pets", sizes=((12, 12),)), "model": "conv_digits"}
+    base, _ = Training(**(choices | asked), batch_size=4).base()
+    assert (base.data, base.augment) == ("folder/pets", augment)
+    assert isinstance(base.inputs, Images)
+    assert (base.inputs.cutout, base.inputs.size) == (cutout, asked.get("image_size"))
+    with pytest.raises(LabError, match="--cutout: is part of the augmentation"):
+        Training(**choices, batch_size=4, cutout=2, augment=False).base()
+
+
+@pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["--data", "folder"], "--data folder: say which with --data-dir"),
@@ -281,6 +304,7 @@ def test_a_folder_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
         (["--length", "8"], "--length: is for --data text, not digits"),
         (["--data", "cifar10", "--unit", "bytes"], "--unit: is for --data text, not cifar10"),
         (["--cutout", "4"], "--cutout: is for --data cifar10 or cifar100 or folder, not digits"),
+        (["--augment"], "--augment: is for --data cifar10 or cifar100 or folder, not digits"),
         (["--cutout", "0"], "--cutout: must be a whole number, 1 or more, not '0'"),
     ],
 )

@@ -60,6 +60,12 @@ _INPUTS = [
         show_default="as they are",
         help="Height and width that images of a folder are cropped to; they are read anew in each epoch then.",
     ),
+    click.option(
+        "--augment/--no-augment",
+        default=None,
+        show_default="the recipe's; with --image-size yes",
+        help="Flip and crop training images at random.",
+    ),
     click.option("--cutout", type=COUNT, metavar="N", help="Blank a square of this side out of each training image."),
     click.option("--skip-damaged", is_flag=True, help="Leave damaged images of a folder out, and say how many."),
     click.option(

@@ -90,6 +90,7 @@ class Training:
     width: float = 1.0
     unmasked: tuple[str, ...] = ()
     image_size: int | None = None
+    augment: bool | None = None
     cutout: int | None = None
     skip_damaged: bool = False
     unit: Literal["bytes", "characters"] | None = None
@@ -171,7 +172,7 @@ class Training:
             method=Dense(),
             epochs=epochs,
             batch_size=batch_size,
-            augment=(recipe.augment or self.cutout is not None) and self.data in AUGMENTED,
+            augment=self._augment(),
             optimizer=self._optimizer(),
             schedule=self._schedule(epochs),
             unmasked=self.unmasked or models.unmasked(self.model_name),
@@ -184,6 +185,17 @@ class Training:
     def score_optimizer(self) -> Optimizer | None:
         """The recipe's optimiser of scores, unless another one was asked for the weights."""
         return self.recipe.score_optimizer if self.optimizer is None else None
+
+    def _augment(self) -> bool:
+        """Whether training images are changed at random."""
+        if self.augment is None:
+            usual = self.recipe.augment or self.cutout is not None or self.image_size is not None
+            return usual and self.data in AUGMENTED
+        if self.augment and self.data not in AUGMENTED:
+            raise LabError(f"--augment: is for --data {' or '.join(AUGMENTED)}, not {self.data}")
+        if self.cutout and not self.augment:
+            raise LabError("--cutout: is part of the augmentation, so give it without --no-augment")
+        return self.augment
 
     def _optimizer(self) -> Optimizer:
         usual = self.recipe.optimizer

@@ -65,7 +65,7 @@ class Runs:
             out=options["out"],
             jobs=min(jobs, len(wanted)),
             threads=options["threads"],
-            workers=options["workers"] or max(1, cpus // min(jobs, len(wanted))),
+            workers=options["workers"] or max(1, cpus // max(1, min(jobs, len(wanted)))),
             device=device,
             data_dir=options["data_dir"],
             quiet=options["quiet"],

@@ -34,9 +34,9 @@ Key = tuple[int, int | None]
 class Stream:
     """An image folder that is read anew in each epoch.
 
-    train, test: files and labels. size: height and width of an example. cutout: as in ``Images``. skip_damaged: leave
-    damaged images out, and ``tell`` how many they were, instead of stopping at the first. workers: processes that read;
-    0: this one does.
+    train, test_files: files and labels. size: height and width of an example. cutout: as in ``Images``. skip_damaged:
+    leave damaged images out, and ``tell`` how many they were, instead of stopping at the first. workers: processes that
+    read; 0: this one does.
     """
 
     train: Files

@@ -100,8 +100,8 @@ def _row(
 
 
 def _all_original(runs: Sequence[Run]) -> bool | None:
-    known = [run.original for run in runs]
-    return None if None in known else all(known)
+    known = {run.original for run in runs}
+    return False if False in known else None if None in known else True
 
 
 def _width(run: Run) -> float:

@@ -271,6 +271,19 @@ class Net(nn.Linear):
     return tmp_path
 
 
+def test_a_model_that_takes_no_images_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pairs(*, classes: int) -> nn.Module:
+        return nn.Sequential(nn.Embedding(classes, 4), nn.Linear(4, classes))
+
+    monkeypatch.setitem(MODELS, "pairs", pairs)
+    model = build("pairs", input_shape=(16,), classes=5, seed=0)
+    assert model(torch.zeros(2, 16, dtype=torch.int64)).shape == (2, 16, 5)
+    with pytest.raises(
+        LabError, match=r"model 'resnet20' takes images .* but one example of the data has shape \(16,\)"
+    ):
+        build("resnet20", input_shape=(16,), classes=5, seed=0)
+
+
 def test_nets_of_the_users_own(own_nets: Path) -> None:
     flat = build("own_nets:flat", input_shape=(6,), classes=3, seed=0)
     assert flat(torch.zeros(2, 6)).shape == (2, 3)

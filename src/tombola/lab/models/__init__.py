@@ -90,7 +90,7 @@ def build(name: str, *, input_shape: Sequence[int], classes: int, seed: int, wid
     arguments: dict[str, object] = {"input_shape": tuple(input_shape), "classes": classes}
     if len(input_shape) == 3 and input_shape[1] == input_shape[2]:
         arguments |= {"in_channels": input_shape[0], "image_size": input_shape[1]}
-    elif name in MODELS:
+    elif name in MODELS and "in_channels" in inspect.signature(MODELS[name]).parameters:
         raise LabError(
             f"model {name!r} takes images of shape (channels, size, size), but one example of the data has shape "
             f"{tuple(input_shape)}; give a model of your own as module:function"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -152,6 +155,46 @@ def test_the_same_bits_on_any_number_of_workers(tmp_path: Path) -> None:
     assert line.startswith(
         f"big: 1 of 24 images left out as damaged; the first is {root / 'train' / 'cat' / '3.png'}: not"
     )
+
+
+READER = """
+import sys
+from pathlib import Path
+from tombola.lab.data.folder import image_folder
+from tombola.lab.inputs import Images
+
+if __name__ == "__main__":
+    data = image_folder(Path(sys.argv[1]), Images(size=16), name="big", workers=2, tell=print)
+    batches = data.epoch(0, batch_size=2, augment=True)
+    next(batches)
+    print(*(process.pid for process in data._training.loader._iterator._workers), flush=True)
+    sys.stdin.read()
+"""
+
+
+def running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes as Linux shows them")
+def test_no_reader_outlives_a_process_that_was_killed(tmp_path: Path) -> None:
+    root = made(tmp_path / "big", sizes=((40, 30),))
+    (tmp_path / "reader.py").write_text(READER)
+    command = [sys.executable, str(tmp_path / "reader.py"), str(root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        readers = [int(word) for word in process.stdout.readline().split()]
+        assert len(readers) == 2
+        assert all(map(running, readers))
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 20
+        while any(map(running, readers)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not any(map(running, readers))
 
 
 def test_random_crops() -> None:

@@ -7,9 +7,12 @@ process reads it, or how many there are.
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from typing import Any
 
@@ -154,6 +157,7 @@ class _Reading:
             pin_memory=pin,
             multiprocessing_context=_server() if workers else None,
             persistent_workers=workers > 0,
+            worker_init_fn=_leave_with_parent,
             generator=torch.Generator(),  # its draws must not move the global one on
         )
 
@@ -168,6 +172,21 @@ def _server() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context
+
+
+def _leave_with_parent(worker: int) -> None:
+    """End this process as soon as the one that it reads for is gone, however that ended.
+
+    PyTorch's own watch looks at the process that this one was forked off, which lives as long as this one does.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch(sentinel: int) -> None:
+        wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()
 
 
 class _Examples(torch.utils.data.Dataset[Tensor | str]):

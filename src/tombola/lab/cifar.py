@@ -62,11 +62,13 @@ CIFAR100 = Form(
     classes=100,
 )
 FOLDER = CIFAR10.folder
+SITE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 
-Images = tuple[Tensor, Tensor]
+Labelled = tuple[Tensor, Tensor]
+"""Images and their labels."""
 
 
-def read(folder: Path, form: Form = CIFAR10) -> tuple[Images, Images, bool]:
+def read(folder: Path, form: Form = CIFAR10) -> tuple[Labelled, Labelled, bool]:
     """((train images, labels), (test images, labels), whether these are the publisher's own files).
 
     Images are uint8 (N, 3, 32, 32) and labels int64 (N,); N is 50,000 and 10,000. ``folder`` is the standard folder of
@@ -79,7 +81,9 @@ def read(folder: Path, form: Form = CIFAR10) -> tuple[Images, Images, bool]:
     missing = [name for name in (*form.train, *form.test) if not (inner / name).is_file()]
     if missing:
         problem = f"there is no {missing[0]}" if inner.is_dir() else "there is no such folder"
-        raise LabError(f"{inner}: {problem}; --data-dir must name the unpacked {form.folder} folder of {form.name}")
+        raise LabError(
+            f"{inner}: {problem}; --data-dir must name the unpacked {form.folder} folder of {form.name}, from {SITE}"
+        )
     train = [read_batch(inner / name, form, images=form.train_images) for name in form.train]
     test = [read_batch(inner / name, form) for name in form.test]
     original = all(
@@ -89,12 +93,12 @@ def read(folder: Path, form: Form = CIFAR10) -> tuple[Images, Images, bool]:
     return _joined(train), _joined(test), original
 
 
-def _joined(parts: list[Images]) -> Images:
+def _joined(parts: list[Labelled]) -> Labelled:
     images, labels = (torch.cat(column) for column in zip(*parts, strict=True))
     return images, labels
 
 
-def read_batch(path: Path, form: Form = CIFAR10, *, images: int = IMAGES) -> Images:
+def read_batch(path: Path, form: Form = CIFAR10, *, images: int = IMAGES) -> Labelled:
     """The ``images`` images (N, 3, 32, 32) and labels (N,) of one file.
 
     Raises:

@@ -118,6 +118,8 @@ def inspect(ticket: Path) -> None:
 def report(folders: tuple[Path, ...], output: Path | None, figure: Path | None) -> None:
     """Write one page about all runs in some folders, finished or not.
 
+    What is published of the same data, model and density stands beside what was measured.
+
     \b
     Examples:
       tombola report runs/digits runs/asked -o both.html

@@ -93,7 +93,7 @@ CASES = {
 def data_of(name: str, folder: str) -> Data:
     if name == "digits":
         return digits()
-    (train_x, train_y), (test_x, test_y) = read(Path(folder))
+    (train_x, train_y), (test_x, test_y), _ = read(Path(folder))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.262)))
     halved_train, halved_test = (F.avg_pool2d(x.float(), 2).round().byte() for x in (train_x[:IMAGES], test_x))
     return Data(halved_train, train_y[:IMAGES], halved_test, test_y, 10, "cifar10", mean=mean, std=std)

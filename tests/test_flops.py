@@ -12,7 +12,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from zoo import NETS
 
 from tombola import Masks, flops, maskable
-from tombola.lab.models import conv6, lenet_300_100, mobilenet_v1, resnet20, resnet50, vgg16, wide_resnet, wrn_22_2
+from tombola.lab.models import (
+    conv6,
+    lenet_300_100,
+    mobilenet_v1,
+    resnet18,
+    resnet18_cifar,
+    resnet20,
+    resnet50,
+    vgg16,
+    vgg19,
+    wide_resnet,
+    wrn_22_2,
+)
 from tombola.sparse import Converted, SparseLinear, convert
 from tombola.sparse.swap import make_sparse
 
@@ -162,6 +174,9 @@ def test_mistakes() -> None:
         (wrn_22_2, 32, 1_076_912, 157_730_048),
         (mobilenet_v1, 224, 4_209_088, 568_740_352),
         (vgg16, 32, 14_715_584, 313_201_664),
+        (vgg19, 32, 20_024_000, 398_136_320),
+        (resnet18, 224, 11_678_912, 1_814_073_344),
+        (resnet18_cifar, 32, 11_164_352, 555_422_720),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -172,6 +187,13 @@ def test_sizes_of_the_papers_networks(build: type[nn.Module], size: int, weights
     assert sum(p.numel() for p in model.parameters() if p.ndim > 1) == weights
     assert counted.total == multiply_adds
     assert counted.uncounted == ()
+
+
+def test_parameters_of_the_residual_nets() -> None:
+    """As published: convolutions, norms, the linear layer and its bias."""
+    with torch.device("meta"):
+        counts = [sum(p.numel() for p in net().parameters()) for net in (resnet18, resnet18_cifar, resnet50)]
+    assert counts == [11_689_512, 11_173_962, 25_557_032]
 
 
 def test_widths() -> None:

@@ -35,7 +35,7 @@ def lines_of(captured: str) -> list[str]:
         ([], "tombola search --out runs/digits"),
         (["--help"], "inspect"),
         (["search", "-h"], "--initial-score X,..."),
-        (["search", "--help"], "[default: lenet_300_100; for cifar10 resnet20]"),
+        (["search", "--help"], "[default: lenet_300_100; for cifar10, cifar100 and folder resnet20; for text gru_lm]"),
         (["train", "--help"], "[default: 100; less where that would be fewer than 30 times in the recipe's epochs]"),
         (["inspect", "--help"], "TICKET"),
         (["report", "--help"], "DIR..."),

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tombola.lab.config import BUDGETS, Dense, RunConfig
 from tombola.lab.errors import LabError
+from tombola.lab.inputs import Images, Text
 from tombola.lab.settings import SGD, Adam, AdamW, Constant, Cosine, Drops
 from tombola.methods.continuous import ContinuousSparsification
 from tombola.methods.gradual import GradualMagnitude
@@ -31,7 +32,9 @@ from tombola.patterns import ConstantFanIn
 LAYERWISE = replace(IMP_, method=IMP(keep={"conv1.weight": 0.85, "fc1.weight": 0.8}), optimizer=AdamW())
 STEPPED = replace(CS, schedule=Drops(epochs=(1, 2)), score_optimizer=Adam(), retrain=(1, 2))
 RIGL = EVERY_METHOD["rigl"]
-ALL = {**EVERY_METHOD, "layerwise": LAYERWISE, "stepped": STEPPED}
+READ = replace(DENSE, data="folder/flowers", inputs=Images(size=64, cutout=8, skip_damaged=True))
+ALL = {**EVERY_METHOD, "layerwise": LAYERWISE, "stepped": STEPPED, "images": READ}
+ALL["text"] = replace(DENSE, data="text/poems", model="mine:net", inputs=Text(unit="characters", length=64))
 
 
 def plain(config: RunConfig) -> dict[str, Any]:
@@ -53,15 +56,16 @@ def written(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         kinds = {
             Dense: "dense", ContinuousSparsification: "cs", IMP: "imp", StochasticSparsification: "iss", RigL: "rigl",
-            GraNet: "granet",
+            GraNet: "granet", Images: "images", Text: "text",
             SET: "set", SNIP: "snip", GradualMagnitude: "gmp", ConstantFanIn: "constant fan-in",
             SGD: "sgd", Adam: "adam", AdamW: "adamw", Constant: "constant", Cosine: "cosine", Drops: "drops",
         }  # fmt: skip
         fields = {f.name: written(getattr(value, f.name)) for f in dataclasses.fields(value)}
         if type(value) in (ContinuousSparsification, StochasticSparsification):
             assert fields.pop("score_optimizer") is None
-        if type(value) is RunConfig and not value.sparse:
-            del fields["sparse"]  # it came later
+        for name, before in {"inputs": None, "sparse": False}.items() if type(value) is RunConfig else ():
+            if fields[name] == before:  # these came later
+                del fields[name]
         return fields if type(value) is RunConfig else {"kind": kinds[type(value)], **fields}
     if isinstance(value, tuple):
         return [written(entry) for entry in value]
@@ -393,7 +397,7 @@ def test_what_a_person_calls_it() -> None:
     assert [config.setting for config in ALL.values()] == [
         "", "equal epochs", "s0=-0.02", "density=0.5,0.2", "keep=0.5", "keep=0.5", "s0=1", "1 epoch", "width=0.5",
         "density=0.2", "density=0.2 sparse", "density=0.2 sparse", "density=0.25", "density=0.3 fan-in", "density=0.1",
-        "density=0.2", "keep by layer", "s0=-0.02",
+        "density=0.2", "keep by layer", "s0=-0.02", "", "",
     ]  # fmt: skip
     assert ASKED.title == "cs density=0.5,0.2 · conv_digits · digits · seed 0"
     assert DENSE.title == "dense · conv_digits · digits · seed 0"

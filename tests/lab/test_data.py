@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import os
 import pickle
 from collections.abc import Callable
@@ -18,8 +20,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from tombola.lab import cifar
-from tombola.lab.data import PAD, Data, Loaders, augmented, cifar10, digits, load
+from tombola.lab.data import PAD, Data, Loaders, augmented, cifar10, cifar100, cut, digits, load
+from tombola.lab.data.augment import positions
 from tombola.lab.errors import LabError
+from tombola.lab.inputs import Images
 
 # ---- digits
 
@@ -127,6 +131,38 @@ def test_augmented_epochs() -> None:
         list(small().epoch(0, batch_size=2, augment=True))
 
 
+def test_cutout_against_a_slow_loop() -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(30, 2, 7, 5, generator=generator)
+    centre = positions((30,), 7, 5, generator)
+    assert centre.amin(0).tolist() == [0, 0]
+    assert centre.amax(0).tolist() == [6, 4]
+    for side in (1, 2, 3, 20):
+        out = cut(x, centre, side)
+        for image, (row, column), got in zip(x, centre.tolist(), out, strict=True):
+            expected = image.clone()
+            top, left = row - side // 2, column - side // 2
+            expected[:, max(0, top) : top + side, max(0, left) : left + side] = 0
+            assert torch.equal(got, expected)
+
+
+def test_cutout_is_part_of_the_augmentation_and_off_by_default() -> None:
+    x = torch.randint(1, 256, (64, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    plain = Data(x, torch.arange(64), x, torch.arange(64), 64, "images")
+    holed = dataclasses.replace(plain, cutout=6)
+    assert plain.cutout == 0
+    assert same(list(plain.test()), list(holed.test()))
+    assert same(*(list(data.epoch(1, batch_size=8, augment=False)) for data in (plain, holed)))
+    holes = []
+    pairs = zip(plain.epoch(1, batch_size=8, augment=True), holed.epoch(1, batch_size=8, augment=True), strict=True)
+    for (a, ya), (b, yb) in pairs:
+        assert torch.equal(ya, yb)
+        assert torch.equal(torch.where(b != 0, a, 0), b)  # the same flips and crops
+        holes += ((a != 0) & (b == 0)).flatten(1).sum(1).tolist()
+    assert 0 < sum(holes) / len(holes) <= 3 * 36
+    assert same(*(list(holed.epoch(1, batch_size=8, augment=True)) for _ in range(2)))
+
+
 def test_batches_that_are_too_large() -> None:
     with pytest.raises(LabError, match="batch_size is 11, but small has 10 examples: give 10 or less"):
         small().steps(11)
@@ -156,7 +192,10 @@ def test_wrong_tensors(change: dict[str, Tensor], says: str) -> None:
 
 
 def test_names_that_are_wrong() -> None:
-    with pytest.raises(LabError, match="data 'mnist': there is digits, cifar10; or give your own as module:function"):
+    with pytest.raises(
+        LabError,
+        match="data 'mnist': there is digits, cifar10, cifar100, folder/NAME, text/NAME; or give your own as module",
+    ):
         load("mnist")
     with pytest.raises(LabError, match="--data-dir"):
         load("cifar10")
@@ -209,6 +248,57 @@ def test_the_whole_folder(tmp_path: Path) -> None:
         cifar10(tmp_path)
     with pytest.raises(LabError, match="there is no such folder; --data-dir must name"):
         cifar10(tmp_path / "nowhere")
+
+
+def test_cifar100(tmp_path: Path) -> None:
+    inner = tmp_path / "cifar-100-python"
+    inner.mkdir()
+    draw = np.random.default_rng(1)
+    content = {}
+    for name, images in (("train", 50_000), ("test", 10_000)):
+        x, y = draw.integers(0, 256, (images, 3072), dtype=np.uint8), draw.integers(0, 100, images).tolist()
+        both = {b"data": x, b"fine_labels": y, b"coarse_labels": [label // 5 for label in y]}
+        (inner / name).write_bytes(pickle.dumps(both, protocol=4))
+        content[name] = (x, y)
+    data = load("cifar100", data_dir=tmp_path, inputs=Images(cutout=8))
+    assert isinstance(data, Data)
+    assert (data.classes, data.name, data.input_shape, data.cutout) == (100, "cifar100", (3, 32, 32), 8)
+    assert np.array_equal(data.train_x.numpy().reshape(-1, 3072), content["train"][0])
+    assert data.train_y.tolist() == content["train"][1]
+    assert data.test_y.tolist() == content["test"][1]
+    assert data.original is False  # not the publisher's files
+    (inner / "test").write_bytes((inner / "test").read_bytes()[:-1000])
+    with pytest.raises(LabError, match=r"100-python/test: .*unpack the archive of CIFAR-100 \(python version\) again"):
+        cifar100(inner)
+    (inner / "test").unlink()
+    with pytest.raises(LabError, match="there is no test; --data-dir must name the unpacked cifar-100-python folder"):
+        cifar100(inner)
+    with pytest.raises(LabError, match="say where its cifar-100-python folder is with --data-dir"):
+        load("cifar100")
+    with pytest.raises(LabError, match="size and skip_damaged are for image folders"):
+        load("cifar100", data_dir=tmp_path, inputs=Images(size=8))
+
+
+def test_labels_of_the_other_cifar(tmp_path: Path) -> None:
+    path = tmp_path / "train"
+    path.write_bytes(pickle.dumps({b"data": np.zeros((2, 3072), dtype=np.uint8), b"fine_labels": [0, 100]}))
+    with pytest.raises(LabError, match="a label is not a whole number from 0 to 99"):
+        cifar.read_batch(path, cifar.CIFAR100, images=2)
+    with pytest.raises(LabError, match="has no b'data' and b'labels', so is no batch of CIFAR-10;"):
+        cifar.read_batch(path, images=2)
+
+
+def test_the_publishers_own_files_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = fabricated(tmp_path, cifar.IMAGES, protocol=4)
+    assert cifar10(tmp_path).original is False
+    digests = {
+        name: hashlib.md5((tmp_path / cifar.FOLDER / name).read_bytes(), usedforsecurity=False).hexdigest()
+        for name in content
+    }
+    test = {"test_batch": digests.pop("test_batch")}
+    monkeypatch.setattr(cifar, "CIFAR10", dataclasses.replace(cifar.CIFAR10, train=digests, test=test))
+    assert cifar10(tmp_path).original is True
+    assert digits().original is None
 
 
 def test_the_real_one() -> None:

@@ -526,6 +526,22 @@ def net(classes):
     assert files(path) == files(straight)
 
 
+def test_a_run_knows_whether_its_data_are_the_publishers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_copy.py").write_text(
+        """
+from dataclasses import replace
+from tombola.lab.data import digits
+
+def copy(): return replace(digits(), original=False)
+"""
+    )
+    monkeypatch.chdir(tmp_path)
+    path = execute(replace(DENSE, data="own_copy:copy"), tmp_path / "copy")
+    first, *others = read_metrics(path / "metrics.jsonl")
+    assert first == {"kind": "data", "original": False}
+    assert others == read_metrics(execute(DENSE, tmp_path / "own") / "metrics.jsonl")
+
+
 def test_data_behind_loaders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_loaders.py").write_text(
         """

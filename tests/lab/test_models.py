@@ -10,6 +10,7 @@ import torch
 from loop import same
 from torch import nn
 
+from tombola import flops
 from tombola.lab.errors import LabError
 from tombola.lab.models import (
     MODELS,
@@ -65,6 +66,52 @@ def test_layers_of_resnet20() -> None:
     assert sum(p.numel() for p in masked.values()) == 267_696
     assert sum(dict(model.named_parameters())[name].numel() for name in left_out) == 2_560 + 640
     assert unmasked("conv6") == unmasked("mine:net") == ()
+
+
+def by_rows(rows: list[tuple[int, int, int, int]]) -> tuple[int, int]:
+    """Weights and multiply-adds of layers (inputs, outputs, kernel, side of the output map)."""
+    return (
+        sum(inputs * outputs * kernel**2 for inputs, outputs, kernel, _ in rows),
+        sum(inputs * outputs * kernel**2 * side**2 for inputs, outputs, kernel, side in rows),
+    )
+
+
+def basic_blocks(side: int) -> list[tuple[int, int, int, int]]:
+    rows, channels = [], 64
+    for stage, outputs in enumerate((64, 128, 256, 512)):
+        at = side >> stage
+        rows += [(channels, outputs, 3, at), (outputs, outputs, 3, at)] + [(outputs, outputs, 3, at)] * 2
+        rows += [(channels, outputs, 1, at)] if stage else []
+        channels = outputs
+    return rows
+
+
+VGG19 = [(64, 64, 32), (64, 128, 16), (128, 128, 16), (128, 256, 8), *[(256, 256, 8)] * 3]
+VGG19 += [(256, 512, 4), *[(512, 512, 4)] * 3, *[(512, 512, 2)] * 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "classes", "rows"),
+    [
+        ("resnet18", (3, 224, 224), 1000, [(3, 64, 7, 112), *basic_blocks(56), (512, 1000, 1, 1)]),
+        ("resnet18_cifar", CIFAR, 10, [(3, 64, 3, 32), *basic_blocks(32), (512, 10, 1, 1)]),
+        ("vgg19", CIFAR, 10, [(3, 64, 3, 32), *((i, o, 3, side) for i, o, side in VGG19), (512, 10, 1, 1)]),
+    ],
+)
+def test_sizes_layer_by_layer(
+    name: str, shape: tuple[int, ...], classes: int, rows: list[tuple[int, int, int, int]]
+) -> None:
+    with torch.device("meta"):
+        model = MODELS[name](classes=classes)
+        counted = flops.count(model, torch.zeros(1, *shape))
+        assert model.eval()(torch.zeros(2, *shape)).shape == (2, classes)
+    assert (weights(model), counted.total) == by_rows(rows)
+    assert set(unmasked(name)) <= dict(model.named_parameters()).keys()
+
+
+def test_the_unmasked_of_vgg19() -> None:
+    assert unmasked("vgg19") == ("fc.weight",)  # Frankle & Carbin: 5,120 weights
+    assert dict(MODELS["vgg19"]().named_parameters())["fc.weight"].numel() == 5_120
 
 
 def test_resnet20_by_hand() -> None:
@@ -133,6 +180,8 @@ def test_a_seed_gives_a_model(name: str) -> None:
 
 
 def test_too_small_an_image() -> None:
+    with pytest.raises(LabError, match="vgg halves images 5 times, so 16×16 is too small"):
+        build("vgg19", input_shape=(3, 16, 16), classes=10, seed=0)
     with pytest.raises(LabError, match="too small to be halved 3 times"):
         conv6(image_size=4)
 
@@ -198,7 +247,10 @@ def test_every_net_comes_in_any_width(name: str) -> None:
     sizes = []
     for width in (0.02, 0.3, 0.5):  # at 0.02 stages become equally wide
         model = build(name, input_shape=CIFAR, classes=10, seed=0, width=width).eval()
-        assert model(torch.zeros(1, *CIFAR)).shape == (1, 10)
+        if name == "gru_lm":
+            assert model(torch.zeros(1, 7, dtype=torch.long)).shape == (1, 7, 10)
+        else:
+            assert model(torch.zeros(1, *CIFAR)).shape == (1, 10)
         sizes.append(size(model))
     assert sizes == sorted(set(sizes))
     full = build(name, input_shape=CIFAR, classes=10, seed=0)
@@ -252,6 +304,19 @@ class Net(nn.Linear):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
+
+
+def test_a_model_that_takes_no_images_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pairs(*, classes: int) -> nn.Module:
+        return nn.Sequential(nn.Embedding(classes, 4), nn.Linear(4, classes))
+
+    monkeypatch.setitem(MODELS, "pairs", pairs)
+    model = build("pairs", input_shape=(16,), classes=5, seed=0)
+    assert model(torch.zeros(2, 16, dtype=torch.int64)).shape == (2, 16, 5)
+    with pytest.raises(
+        LabError, match=r"model 'resnet20' takes images .* but one example of the data has shape \(16,\)"
+    ):
+        build("resnet20", input_shape=(16,), classes=5, seed=0)
 
 
 def test_nets_of_the_users_own(own_nets: Path) -> None:

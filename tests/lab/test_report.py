@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 import statistics
 import xml.etree.ElementTree as ET
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from tombola.lab.errors import LabError
+from tombola.lab.report.columns import result_columns
 from tombola.lab.report.findings import account, findings, matching, trust
 from tombola.lab.report.labels import EndLabel, label_ends
 from tombola.lab.report.page import read_summary, write_report
@@ -112,6 +114,25 @@ def test_epochs_count_every_initial_score_tried(tmp_path: Path) -> None:
         row = row_of(task, method, setting, round_)
         assert row.epochs_all.mean == row.epochs.mean == EPOCHS * (round_ + 1)
         assert row.tried == 1
+
+
+def test_texts_have_bits_and_perplexity(tmp_path: Path) -> None:
+    for seed, bits in enumerate((1.5, 1.7)):
+        more = {"test_loss": bits * math.log(2), "token": "byte", "epochs_search": 0}
+        settings = config({"kind": "rigl", "density": 0.1}, seed, data="text/poems")
+        write(tmp_path / str(seed), settings, [result("rigl", "density=0.1", 0, 0.1, 0.5, **more)])
+    write(tmp_path / "digits", config({"kind": "dense"}, 0), [result("dense", "", 0, 1.0, 0.9)])
+    summary = read_summary([tmp_path])
+    said = {column.name: [column.text(row) for task in summary.tasks for row in task.rows] for column in
+            result_columns(summary.tasks)}  # fmt: skip
+    assert [text.replace("\N{NO-BREAK SPACE}", " ") for text in said["bits per byte"]] == ["1.600 ± 0.141", ""]
+    assert said["perplexity"] == [f"{2**1.6:.4g}", ""]
+    (only,) = (task for task in summary.tasks if task.data == "digits")
+    assert not {"bits per byte", "perplexity"} & {column.name for column in result_columns([only])}
+    page = Page(write_report([tmp_path], tmp_path / "page.html").html.read_text())
+    assert "bits per byte" in page.words
+    losses = [line["test_loss"] for line in csv.DictReader((tmp_path / "page.csv").read_text().splitlines())]
+    assert [float(loss) for loss in losses] == pytest.approx([1.6 * math.log(2), 0.1])
 
 
 def test_settings_that_share_a_label_are_told_apart(tmp_path: Path) -> None:

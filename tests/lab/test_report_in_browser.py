@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fabricated_runs import study
+from fabricated_runs import beside_published, study
 
 from tombola.lab.report.page import write_report
 
@@ -33,6 +33,12 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(
         [folder / "runs"], folder / "report.html", commands=["tombola search --out runs " + "x" * 200]
     ).html
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("board")
+    return write_report([beside_published(folder / "runs")], folder / "report.html").html
 
 
 def look(page: Path, script: str, *, width: int = 1000, dark: bool = False) -> Any:
@@ -59,7 +65,9 @@ def look(page: Path, script: str, *, width: int = 1000, dark: bool = False) -> A
 
 
 @pytest.mark.parametrize("width", [400, 1000, 1600])
-def test_fits_the_window(page: Path, width: int) -> None:
+@pytest.mark.parametrize("which", ["page", "board"])
+def test_fits_the_window(which: str, width: int, request: pytest.FixtureRequest) -> None:
+    page = request.getfixturevalue(which)
     inner, overflow, wide = look(
         page,
         """const wide = [...document.querySelectorAll("body *")].filter(e => !e.closest(".scroll, pre, svg")
@@ -70,6 +78,23 @@ def test_fits_the_window(page: Path, width: int) -> None:
     assert inner == width
     assert wide == []
     assert overflow <= 0
+
+
+def test_measured_lines_stand_out_among_published_ones(board: Path) -> None:
+    found = look(
+        board,
+        """const rows = [...document.querySelectorAll(".board tbody tr:not(.group)")];
+           return rows.map(r => [r.cells[0].textContent, Number(r.cells[2].textContent.split("\\u00a0")[0]),
+             r.classList.contains("measured"), getComputedStyle(r.cells[0]).backgroundColor,
+             r.parentElement.rows[0].textContent])""",
+    )
+    measured = [name for name, _, here, _, _ in found if here]
+    assert len(measured) == 4
+    assert len({colour for _, _, here, colour, _ in found if here}) == 1
+    assert {colour for _, _, here, colour, _ in found if here}.isdisjoint(c for _, _, here, c, _ in found if not here)
+    for title in dict.fromkeys(group for *_, group in found):
+        accuracies = [accuracy for _, accuracy, _, _, group in found if group == title]
+        assert accuracies == sorted(accuracies, reverse=True)
 
 
 def test_sorts_by_any_column(page: Path) -> None:

@@ -84,7 +84,7 @@ from torch import nn
 class Recurrent(nn.Module):
     def __init__(self, classes):
         super().__init__()
-        self.cell = nn.GRU(8, 5, batch_first=True)
+        self.cell = nn.LSTM(8, 5, batch_first=True)
         self.head = nn.Linear(5, classes)
 
     def forward(self, x):

@@ -1,4 +1,4 @@
-"""Reading the standard ``cifar-10-batches-py`` folder, which its publishers chose to pickle, without trusting it.
+"""Reading the standard folders of CIFAR-10 and CIFAR-100, which their publishers chose to pickle, without trust.
 
 The unpickler below knows no class but its own two stand-ins for a numpy array and its type: a file can describe bytes,
 numbers, strings, lists and dicts, and nothing in it is ever run.
@@ -6,8 +6,11 @@ numbers, strings, lists and dicts, and nothing in it is ever run.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,57 +19,111 @@ from torch import Tensor
 
 from tombola.lab.errors import LabError
 
-FOLDER = "cifar-10-batches-py"
-IMAGES = 10_000  # in each of the six files
+IMAGES = 10_000  # in each file of CIFAR-10
 _PIXELS = 3 * 32 * 32
-_LARGEST = 100 * 2**20  # bytes; a real file has 31 million
+_LARGEST = 10 * 2**10  # bytes an image; a real file has 3,100
 
 
-def read(folder: Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """((train images, labels), (test images, labels)): uint8 (N, 3, 32, 32) and int64 (N,); N is 50,000 and 10,000.
+@dataclass(frozen=True)
+class Form:
+    """One of the two data sets in its standard form: where it lies, what its files hold, and their MD5."""
 
-    ``folder`` is the ``cifar-10-batches-py`` folder or the one that it lies in.
+    name: str
+    folder: str
+    train: Mapping[str, str]
+    test: Mapping[str, str]
+    train_images: int
+    labels: bytes
+    classes: int
+
+
+CIFAR10 = Form(
+    name="CIFAR-10",
+    folder="cifar-10-batches-py",
+    train={
+        "data_batch_1": "c99cafc152244af753f735de768cd75f",
+        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+        "data_batch_4": "634d18415352ddfa80567beed471001a",
+        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    },
+    test={"test_batch": "40351d587109b95175f43aff81a1287e"},
+    train_images=IMAGES,
+    labels=b"labels",
+    classes=10,
+)
+CIFAR100 = Form(
+    name="CIFAR-100",
+    folder="cifar-100-python",
+    train={"train": "16019d7e3df5f24257cddd939b257f8d"},
+    test={"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
+    train_images=50_000,
+    labels=b"fine_labels",
+    classes=100,
+)
+FOLDER = CIFAR10.folder
+SITE = "https://www.cs.toronto.edu/~kriz/cifar.html"
+
+Labelled = tuple[Tensor, Tensor]
+"""Images and their labels."""
+
+
+def read(folder: Path, form: Form = CIFAR10) -> tuple[Labelled, Labelled, bool]:
+    """((train images, labels), (test images, labels), whether these are the publisher's own files).
+
+    Images are uint8 (N, 3, 32, 32) and labels int64 (N,); N is 50,000 and 10,000. ``folder`` is the standard folder of
+    the data set or the one that it lies in.
 
     Raises:
         LabError: a file is missing, truncated, of another kind or size, or holds impossible labels.
     """
-    inner = folder / FOLDER if (folder / FOLDER).is_dir() else folder
-    names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
-    missing = [name for name in names if not (inner / name).is_file()]
+    inner = folder / form.folder if (folder / form.folder).is_dir() else folder
+    missing = [name for name in (*form.train, *form.test) if not (inner / name).is_file()]
     if missing:
         problem = f"there is no {missing[0]}" if inner.is_dir() else "there is no such folder"
-        raise LabError(f"{inner}: {problem}; --data-dir must name the unpacked {FOLDER} folder of CIFAR-10")
-    parts = [read_batch(inner / name) for name in names]
-    train_x, train_y = (torch.cat(column) for column in zip(*parts[:-1], strict=True))
-    return (train_x, train_y), parts[-1]
+        raise LabError(
+            f"{inner}: {problem}; --data-dir must name the unpacked {form.folder} folder of {form.name}, from {SITE}"
+        )
+    train = [read_batch(inner / name, form, images=form.train_images) for name in form.train]
+    test = [read_batch(inner / name, form) for name in form.test]
+    original = all(
+        hashlib.md5((inner / name).read_bytes(), usedforsecurity=False).hexdigest() == digest
+        for name, digest in {**form.train, **form.test}.items()
+    )
+    return _joined(train), _joined(test), original
 
 
-def read_batch(path: Path, *, images: int = IMAGES) -> tuple[Tensor, Tensor]:
+def _joined(parts: list[Labelled]) -> Labelled:
+    images, labels = (torch.cat(column) for column in zip(*parts, strict=True))
+    return images, labels
+
+
+def read_batch(path: Path, form: Form = CIFAR10, *, images: int = IMAGES) -> Labelled:
     """The ``images`` images (N, 3, 32, 32) and labels (N,) of one file.
 
     Raises:
         LabError: as for :func:`read`.
     """
-    mend = "unpack the archive of CIFAR-10 (python version) again"
+    mend = f"unpack the archive of {form.name} (python version) again"
     try:
-        if path.stat().st_size > _LARGEST:
-            raise LabError(f"{path}: {path.stat().st_size} bytes are too many for a batch of CIFAR-10; {mend}")
+        if path.stat().st_size > _LARGEST * max(images, IMAGES):
+            raise LabError(f"{path}: {path.stat().st_size} bytes are too many for a batch of {form.name}; {mend}")
         content = _Unpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
     except OSError as error:
         raise LabError(f"{path}: cannot be read: {error.strerror}") from error
     except LabError:
         raise
     except Exception as error:  # a damaged pickle fails in as many ways as there are opcodes
-        raise LabError(f"{path}: not a batch of CIFAR-10, or damaged ({_shown(error)}); {mend}") from None
-    if not isinstance(content, dict) or not {b"data", b"labels"} <= content.keys():
-        raise LabError(f"{path}: has no b'data' and b'labels' (CIFAR-100 is another format); {mend}")
-    data, labels = content[b"data"], content[b"labels"]
+        raise LabError(f"{path}: not a batch of {form.name}, or damaged ({_shown(error)}); {mend}") from None
+    if not isinstance(content, dict) or not {b"data", form.labels} <= content.keys():
+        raise LabError(f"{path}: has no b'data' and {form.labels!r}, so is no batch of {form.name}; {mend}")
+    data, labels = content[b"data"], content[form.labels]
     if not isinstance(data, _Array) or data.shape != (images, _PIXELS) or len(data.content) != images * _PIXELS:
         raise LabError(f"{path}: b'data' is no uint8 array of shape {(images, _PIXELS)}; {mend}")
     if not isinstance(labels, list) or len(labels) != images:
-        raise LabError(f"{path}: b'labels' is no list of {images} labels; {mend}")
-    if not all(type(label) is int and 0 <= label <= 9 for label in labels):
-        raise LabError(f"{path}: a label is not a whole number from 0 to 9; {mend}")
+        raise LabError(f"{path}: {form.labels!r} is no list of {images} labels; {mend}")
+    if not all(type(label) is int and 0 <= label < form.classes for label in labels):
+        raise LabError(f"{path}: a label is not a whole number from 0 to {form.classes - 1}; {mend}")
     pixels = np.frombuffer(data.content, dtype=np.uint8).reshape(images, 3, 32, 32).copy()
     return torch.from_numpy(pixels), torch.tensor(labels)
 
@@ -139,4 +196,4 @@ class _Unpickler(pickle.Unpickler):
         try:
             return _KNOWN[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no batch of CIFAR-10 needs") from None
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no batch of CIFAR needs") from None

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeAlias
 
 from tombola.budgets import Budget, erdos_renyi, erk, global_, uniform
 from tombola.lab.errors import LabError
+from tombola.lab.inputs import Images, Inputs, Text
 from tombola.lab.settings import SGD, Adam, AdamW, Constant, Cosine, Drops, Optimizer, Schedule
 from tombola.lab.strict import Codec, parse
 from tombola.methods.continuous import ContinuousSparsification
@@ -77,9 +78,10 @@ BUDGETS: dict[str, Budget] = {
     "global": global_,
 }
 _SETTINGS = {"sgd": SGD, "adam": Adam, "adamw": AdamW, "constant": Constant, "drops": Drops, "cosine": Cosine}
-_BEFORE = {"sparse": False}
+_INPUTS = {"images": Images, "text": Text}
+_BEFORE = {"sparse": False, "inputs": None}
 """Settings that came later -> what every run without them is; whatever the default may become, this must stay."""
-_CODEC = Codec({**METHODS, **PATTERNS, **_SETTINGS}, BUDGETS)
+_CODEC = Codec({**METHODS, **PATTERNS, **_SETTINGS, **_INPUTS}, BUDGETS)
 _CONSTANT = Constant()
 
 
@@ -88,7 +90,7 @@ class RunConfig:
     """The identity of one run.
 
     Args:
-        data: ``digits``, ``cifar10`` or the user's ``module:function``.
+        data: one of ``tombola.lab.data.DATA`` or the user's ``module:function``.
         model: a name of ``tombola.lab.models.MODELS`` or the user's ``module:function``.
         width: multiplier of the model's numbers of channels.
         method: with all its settings. The optimiser of the scores is given by ``score_optimizer`` instead.
@@ -106,6 +108,7 @@ class RunConfig:
         unmasked: maskable parameters that get no mask; the papers' choice for a model is ``models.unmasked(model)``.
         evaluate_every: epochs between measurements on the test set; the last epoch is always measured.
         sparse: the masked layers are sparse layers while they train; the method is one of ``REALLY_SPARSE``.
+        inputs: how images or a text are read; None for data that leave nothing open.
 
     Raises:
         ValueError: a value outside its range, or settings that contradict each other.
@@ -130,6 +133,7 @@ class RunConfig:
     unmasked: tuple[str, ...] = ()
     evaluate_every: int = 1
     sparse: bool = False
+    inputs: Inputs | None = None
 
     def __post_init__(self) -> None:
         for key in ("rounds", "epochs", "batch_size", "evaluate_every"):

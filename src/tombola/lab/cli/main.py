@@ -15,7 +15,8 @@ from typing import Any
 
 import click
 
-from tombola.lab.cli.options import COUNT, Grouped, search_options, train_options
+from tombola.lab.cli.grouped import Grouped
+from tombola.lab.cli.options import COUNT, search_options, train_options
 from tombola.lab.cli.values import Listing
 from tombola.lab.errors import LabError
 
@@ -116,6 +117,8 @@ def inspect(ticket: Path) -> None:
 )
 def report(folders: tuple[Path, ...], output: Path | None, figure: Path | None) -> None:
     """Write one page about all runs in some folders, finished or not.
+
+    What is published of the same data, model and density stands beside what was measured.
 
     \b
     Examples:

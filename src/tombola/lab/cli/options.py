@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,10 +12,6 @@ from tombola.lab.cli.values import EpochsType, Listing, Number, PatternType
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-HERE = ("out", "jobs", "threads", "device", "data_dir", "quiet")
-"""Options that say where and how to compute, and do not change what is searched."""
-
-
 _number = Number(float, "a finite number", lambda x: True)
 _positive = Number(float, "a number above 0", lambda x: x > 0)
 _not_negative = Number(float, "a number, 0 or more", lambda x: x >= 0)
@@ -26,32 +21,20 @@ _from_0 = Number(int, "a whole number, 0 or more", lambda x: 0 <= x < 2**63)
 _RECIPE = "the recipe's"
 
 
-class Grouped(click.Command):
-    """A command whose help shows its options in two groups: what is asked, and where and how it is computed."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the groups."""
-        what = [param for param in self.params if param.name not in HERE]
-        where = [param for param in self.get_params(ctx) if param not in what]
-        for title, params in ((f"What to {self.name}", what), ("Where and how", where)):
-            records = (_plain(param.get_help_record(ctx)) for param in params)
-            with formatter.section(title):
-                formatter.write_dl([record for record in records if record is not None])
-
-
-def _plain(record: tuple[str, str] | None) -> tuple[str, str] | None:
-    """A line of help without the brackets that click puts around a default in words."""
-    return record and (record[0], re.sub(r"\[default: \((.*)\)\]", r"[default: \1]", record[1]))
-
-
 _DATA = [
-    click.option("--data", metavar="NAME", show_default="digits", help="digits, cifar10, or your own module:function."),
+    click.option(
+        "--data",
+        metavar="NAME",
+        show_default="digits",
+        help="digits, cifar10, cifar100; folder: images in train/CLASS and test/CLASS or val/CLASS; text: a file, or "
+        "train.txt, valid.txt and test.txt in a folder; or your own module:function.",
+    ),
     click.option(
         "--model",
         metavar="NAME",
-        show_default="lenet_300_100; for cifar10 resnet20",
-        help="lenet_300_100, conv_digits, conv2, conv4, conv6, resnet20, wrn_22_2, vgg16, resnet50, mobilenet_v1, or "
-        "your own module:function.",
+        show_default="lenet_300_100; for cifar10, cifar100 and folder resnet20; for text gru_lm",
+        help="lenet_300_100, conv_digits, conv2, conv4, conv6, resnet20, wrn_22_2, vgg16, vgg19, resnet18_cifar, "
+        "resnet18, resnet50, mobilenet_v1, or your own module:function.",
     ),
     click.option(
         "--width",
@@ -68,6 +51,29 @@ _DATA = [
         help="Parameters that stay dense, such as conv1.weight.",
     ),
     click.option("--seeds", type=Listing(_from_0), metavar="N,...", show_default="0", help="A run for each."),
+]
+_INPUTS = [
+    click.option(
+        "--image-size",
+        type=COUNT,
+        metavar="N",
+        show_default="as they are",
+        help="Height and width that images of a folder are cropped to; they are read anew in each epoch then.",
+    ),
+    click.option(
+        "--augment/--no-augment",
+        default=None,
+        show_default="the recipe's; with --image-size yes",
+        help="Flip and crop training images at random.",
+    ),
+    click.option("--cutout", type=COUNT, metavar="N", help="Blank a square of this side out of each training image."),
+    click.option("--skip-damaged", is_flag=True, help="Leave damaged images of a folder out, and say how many."),
+    click.option(
+        "--unit", type=click.Choice(["bytes", "characters"]), show_default="bytes", help="What a text is made of."
+    ),
+    click.option(
+        "--length", type=COUNT, metavar="N", show_default="128", help="Bytes or characters in one example of a text."
+    ),
 ]
 _RECIPES = [
     click.option(
@@ -105,12 +111,20 @@ _WHERE = [
     ),
     click.option(
         "--data-dir",
-        type=click.Path(path_type=Path, file_okay=False),
-        metavar="DIR",
-        help="Where the data lie: the folder cifar-10-batches-py, or the one around it.",
+        type=click.Path(path_type=Path),
+        metavar="PATH",
+        help="Where the data lie: the folder cifar-10-batches-py or cifar-100-python or the one around it, the image "
+        "folder, the text.",
     ),
     click.option("--jobs", type=COUNT, metavar="N", show_default="one per CPU; on a GPU 1", help="Runs at once."),
     click.option("--threads", type=COUNT, metavar="N", default=1, show_default=True, help="PyTorch's, in each job."),
+    click.option(
+        "--workers",
+        type=COUNT,
+        metavar="N",
+        show_default="one per CPU, shared by the jobs",
+        help="Processes of each job that read images from their files in each epoch.",
+    ),
     click.option("--device", metavar="NAME", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ..."),
     click.option("-q", "--quiet", is_flag=True, help="No progress, only the results."),
 ]
@@ -124,6 +138,7 @@ _SEARCH = [
         "training alone.",
     ),
     *_DATA,
+    *_INPUTS,
     click.option(
         "--rounds",
         type=COUNT,
@@ -244,6 +259,7 @@ _TRAIN = [
         help="Share of the steps after which the mask of cs is hard.",
     ),
     *_DATA,
+    *_INPUTS,
     *_RECIPES,
     _DENSE,
     click.option(

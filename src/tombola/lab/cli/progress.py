@@ -19,6 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from tombola.lab.inputs import bits
 from tombola.lab.report.rows import control_name, method_name, setting_name
 from tombola.lab.report.words import count, percent
 
@@ -93,6 +94,8 @@ def line_of(run: State, event: Mapping[str, Any]) -> Text | None:
 def _result(event: Mapping[str, Any]) -> list[str | tuple[str, str]]:
     name = f"{method_name(str(event['method']))} {setting_name(str(event['setting']))}".strip()
     accuracy = (f"{100 * float(event['test_accuracy']):5.1f} %", "bold")
+    if "token" in event:
+        accuracy = (f"{bits(event['test_loss'])} bits per {event['token']}", "bold")
     if event["method"] == "dense":
         return [accuracy, f"  {name}"]
     control = event.get("control")

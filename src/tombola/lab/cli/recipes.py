@@ -18,6 +18,7 @@ from tombola.lab.cli.values import Epochs
 from tombola.lab.config import Dense, RunConfig
 from tombola.lab.data import load
 from tombola.lab.errors import LabError
+from tombola.lab.inputs import Images, Inputs, Text
 from tombola.lab.runs.workshop import Workshop
 from tombola.lab.settings import SGD, Adam, AdamW, Constant, Cosine, Drops, Optimizer, Schedule
 from tombola.lab.study import BASE, SCORE_OPTIMIZER
@@ -67,7 +68,16 @@ _SMALL = Recipe(
 )
 RECIPES = {"conv2": _CONV, "conv4": _CONV, "conv6": _CONV, "resnet20": _RESNET, "wrn_22_2": _WIDE}
 STEP, STEP_EPOCHS = Drops(epochs=(50, 75), by=0.1), 100  # a tenth after a half and after three quarters
-DEFAULT_MODEL = {"digits": "lenet_300_100", "cifar10": "resnet20"}
+DEFAULT_MODEL = {
+    "digits": "lenet_300_100",
+    "cifar10": "resnet20",
+    "cifar100": "resnet20",
+    "folder": "resnet20",
+    "text": "gru_lm",
+}
+AUGMENTED = ("cifar10", "cifar100", "folder")  # where the recipe says so; digits do not stand being mirrored
+INPUTS = {"image_size": ("folder",), "skip_damaged": ("folder",), "unit": ("text",), "length": ("text",)}
+"""Options that say how some data are read, and which."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +89,12 @@ class Training:
     model: str | None = None
     width: float = 1.0
     unmasked: tuple[str, ...] = ()
+    image_size: int | None = None
+    augment: bool | None = None
+    cutout: int | None = None
+    skip_damaged: bool = False
+    unit: Literal["bytes", "characters"] | None = None
+    length: int | None = None
     seeds: tuple[int, ...] = (0,)
     epochs: Epochs | None = None
     batch_size: int | None = None
@@ -102,6 +118,37 @@ class Training:
         return self.model or DEFAULT_MODEL.get(self.data, "lenet_300_100")
 
     @property
+    def data_name(self) -> str:
+        """The data as a config names them: a folder or a text by its own name.
+
+        Raises:
+            LabError: it is not said where that lies.
+        """
+        if self.data not in ("folder", "text"):
+            return self.data
+        if self.data_dir is None:
+            raise LabError(f"--data {self.data}: say which with --data-dir")
+        return f"{self.data}/{self.data_dir.resolve().name}"
+
+    @property
+    def inputs(self) -> Inputs | None:
+        """How the data are read, where they leave that open.
+
+        Raises:
+            LabError: it was asked for with data that do not.
+        """
+        for name, takers in INPUTS.items():
+            if getattr(self, name) and self.data not in takers:
+                raise LabError(f"--{name.replace('_', '-')}: is for --data {' or '.join(takers)}, not {self.data}")
+        if self.cutout and self.data not in AUGMENTED:
+            raise LabError(f"--cutout: is for --data {' or '.join(AUGMENTED)}, not {self.data}")
+        if self.data == "text":
+            return Text(unit=self.unit or "bytes", length=self.length or Text.length)
+        if self.data == "folder" or self.cutout:
+            return Images(size=self.image_size, cutout=self.cutout or 0, skip_damaged=self.skip_damaged)
+        return None
+
+    @property
     def recipe(self) -> Recipe:
         """How that model is trained."""
         return RECIPES.get(self.model_name, _SMALL)
@@ -114,17 +161,18 @@ class Training:
         """
         recipe = self.recipe
         epochs = recipe.epochs if self.epochs is None else self.epochs.of(recipe.epochs)
-        data = load(self.data, data_dir=self.data_dir)
+        data = load(self.data_name, data_dir=self.data_dir, inputs=self.inputs, tell=lambda text: None)  # runs tell
         batch_size = self.batch_size or recipe.batch_size
         data.steps(batch_size)
         base = RunConfig(
-            data=self.data,
+            data=self.data_name,
+            inputs=self.inputs,
             model=self.model_name,
             width=self.width,
             method=Dense(),
             epochs=epochs,
             batch_size=batch_size,
-            augment=recipe.augment and self.data == "cifar10",
+            augment=self._augment(),
             optimizer=self._optimizer(),
             schedule=self._schedule(epochs),
             unmasked=self.unmasked or models.unmasked(self.model_name),
@@ -137,6 +185,17 @@ class Training:
     def score_optimizer(self) -> Optimizer | None:
         """The recipe's optimiser of scores, unless another one was asked for the weights."""
         return self.recipe.score_optimizer if self.optimizer is None else None
+
+    def _augment(self) -> bool:
+        """Whether training images are changed at random."""
+        if self.augment is None:
+            usual = self.recipe.augment or self.cutout is not None or self.image_size is not None
+            return usual and self.data in AUGMENTED
+        if self.augment and self.data not in AUGMENTED:
+            raise LabError(f"--augment: is for --data {' or '.join(AUGMENTED)}, not {self.data}")
+        if self.cutout and not self.augment:
+            raise LabError("--cutout: is part of the augmentation, so give it without --no-augment")
+        return self.augment
 
     def _optimizer(self) -> Optimizer:
         usual = self.recipe.optimizer

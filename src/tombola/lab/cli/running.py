@@ -16,7 +16,7 @@ from rich.text import Text
 
 from tombola.files import write_atomically
 from tombola.lab.cli.choices import Choices, configs_of
-from tombola.lab.cli.options import HERE
+from tombola.lab.cli.grouped import HERE
 from tombola.lab.cli.progress import watcher
 from tombola.lab.cli.recipes import Training
 from tombola.lab.cli.sparse import SparseTraining
@@ -41,6 +41,7 @@ class Runs:
     out: Path
     jobs: int
     threads: int
+    workers: int
     device: str
     data_dir: Path | None
     quiet: bool
@@ -67,6 +68,7 @@ class Runs:
             out=options["out"],
             jobs=min(jobs, len(wanted)),
             threads=options["threads"],
+            workers=options["workers"] or max(1, cpus // max(1, min(jobs, len(wanted)))),
             device=device,
             data_dir=options["data_dir"],
             quiet=options["quiet"],
@@ -87,6 +89,7 @@ class Runs:
                     self.out,
                     jobs=self.jobs,
                     threads=self.threads,
+                    workers=self.workers,
                     device=self.device,
                     data_dir=self.data_dir,
                     on_event=watch,

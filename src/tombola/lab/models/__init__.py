@@ -4,8 +4,6 @@ Weights of the nets of the ticket papers are drawn from Glorot's normal distribu
 Frankle & Carbin (ICLR 2019) and in the code of Savarese et al. (Continuous Sparsification); those of the nets of the
 sparse-training papers from He's. Sizes are of weights, without biases and norms. ``width`` multiplies the numbers of
 channels.
-
-``gru_lm`` is not among :data:`MODELS`: it takes characters, and these are of data of images.
 """
 
 from __future__ import annotations
@@ -21,9 +19,9 @@ from tombola.lab.errors import LabError
 from tombola.lab.models.gru_lm import gru_lm
 from tombola.lab.models.mobilenet import mobilenet_v1
 from tombola.lab.models.plain import conv2, conv4, conv6, conv_digits, lenet_300_100
-from tombola.lab.models.residual import resnet50, wide_resnet, wrn_22_2
+from tombola.lab.models.residual import resnet18, resnet18_cifar, resnet50, wide_resnet, wrn_22_2
 from tombola.lab.models.resnet20 import resnet20
-from tombola.lab.models.vgg import vgg16
+from tombola.lab.models.vgg import vgg16, vgg19
 from tombola.lab.objects import call, resolve
 
 __all__ = [
@@ -36,10 +34,13 @@ __all__ = [
     "gru_lm",
     "lenet_300_100",
     "mobilenet_v1",
+    "resnet18",
+    "resnet18_cifar",
     "resnet20",
     "resnet50",
     "unmasked",
     "vgg16",
+    "vgg19",
     "wide_resnet",
     "width_for",
     "wrn_22_2",
@@ -54,14 +55,19 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet20": resnet20,
     "wrn_22_2": wrn_22_2,
     "vgg16": vgg16,
+    "vgg19": vgg19,
+    "resnet18_cifar": resnet18_cifar,
+    "resnet18": resnet18,
     "resnet50": resnet50,
     "mobilenet_v1": mobilenet_v1,
+    "gru_lm": gru_lm,
 }
 
 WIDTH_STEP = 1e-4
 _UNMASKED = {
     "wrn_22_2": ("conv1.weight",),
     "resnet20": ("stage2.0.shortcut.weight", "stage3.0.shortcut.weight", "fc.weight"),
+    "vgg19": ("fc.weight",),
     "mobilenet_v1": ("features.conv0.conv.weight", *(f"features.depthwise{n}.conv.weight" for n in range(1, 14))),
 }
 
@@ -87,7 +93,7 @@ def build(name: str, *, input_shape: Sequence[int], classes: int, seed: int, wid
     arguments: dict[str, object] = {"input_shape": tuple(input_shape), "classes": classes}
     if len(input_shape) == 3 and input_shape[1] == input_shape[2]:
         arguments |= {"in_channels": input_shape[0], "image_size": input_shape[1]}
-    elif name in MODELS:
+    elif name in MODELS and "in_channels" in inspect.signature(MODELS[name]).parameters:
         raise LabError(
             f"model {name!r} takes images of shape (channels, size, size), but one example of the data has shape "
             f"{tuple(input_shape)}; give a model of your own as module:function"

@@ -2,10 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tombola.lab.models.initial import he, scaled
+
+
+def resnet18(*, in_channels: int = 3, classes: int = 1000, width: float = 1.0) -> nn.Module:
+    """ResNet-18 for ImageNet: 11,678,912 weights, 1,814,073,344 multiply-adds at 224×224.
+
+    Args:
+        in_channels: of the images.
+        classes: number of classes.
+        width: multiplier of all numbers of channels.
+
+    Input: (N, in_channels, H, W). Output: (N, classes) logits.
+    """
+    return _ResNet(_Basic, (2, 2, 2, 2), in_channels, classes, width, small=False)
+
+
+def resnet18_cifar(*, in_channels: int = 3, classes: int = 10, width: float = 1.0) -> nn.Module:
+    """ResNet-18 for small images: 11,164,352 weights, 555,422,720 multiply-adds at 32×32.
+
+    It begins with a 3×3 convolution of stride 1 and does not pool, else it is :func:`resnet18`. The ticket papers'
+    "ResNet-18" is another net, ``resnet20``.
+
+    Args:
+        in_channels: of the images.
+        classes: number of classes.
+        width: multiplier of all numbers of channels.
+
+    Input: (N, in_channels, H, W). Output: (N, classes) logits.
+    """
+    return _ResNet(_Basic, (2, 2, 2, 2), in_channels, classes, width, small=True)
 
 
 def resnet50(*, in_channels: int = 3, classes: int = 1000, width: float = 1.0) -> nn.Module:
@@ -18,7 +49,7 @@ def resnet50(*, in_channels: int = 3, classes: int = 1000, width: float = 1.0) -
 
     Input: (N, in_channels, H, W). Output: (N, classes) logits.
     """
-    return _ResNet50(in_channels, classes, width)
+    return _ResNet(_Bottleneck, (3, 4, 6, 3), in_channels, classes, width, small=False)
 
 
 def wide_resnet(*, depth: int = 22, width: float = 2, in_channels: int = 3, classes: int = 10) -> nn.Module:
@@ -47,8 +78,26 @@ def wrn_22_2(*, in_channels: int = 3, classes: int = 10, width: float = 1.0) -> 
     return wide_resnet(in_channels=in_channels, classes=classes, width=2 * width)
 
 
+class _Basic(nn.Module):
+    growth = 1
+
+    def __init__(self, inputs: int, outputs: int, stride: int, inner: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, inner, 3, stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, outputs, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.downsample = _downsample(inputs, outputs, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(y)) + self.downsample(x))
+
+
 class _Bottleneck(nn.Module):
-    def __init__(self, inputs: int, inner: int, outputs: int, stride: int) -> None:
+    growth = 4
+
+    def __init__(self, inputs: int, outputs: int, stride: int, inner: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, inner, 1, bias=False)
         self.norm1 = nn.BatchNorm2d(inner)
@@ -56,10 +105,7 @@ class _Bottleneck(nn.Module):
         self.norm2 = nn.BatchNorm2d(inner)
         self.conv3 = nn.Conv2d(inner, outputs, 1, bias=False)
         self.norm3 = nn.BatchNorm2d(outputs)
-        self.downsample: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
-            conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-            self.downsample = nn.Sequential(conv, nn.BatchNorm2d(outputs))
+        self.downsample = _downsample(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.norm1(self.conv1(x)))
@@ -67,24 +113,37 @@ class _Bottleneck(nn.Module):
         return F.relu(self.norm3(self.conv3(y)) + self.downsample(x))
 
 
-def _stage(inputs: int, inner: int, outputs: int, *, blocks: int, stride: int) -> nn.Sequential:
-    first = _Bottleneck(inputs, inner, outputs, stride)
-    return nn.Sequential(first, *(_Bottleneck(outputs, inner, outputs, 1) for _ in range(blocks - 1)))
+def _downsample(inputs: int, outputs: int, stride: int) -> nn.Module:
+    if stride == 1 and inputs == outputs:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
-class _ResNet50(nn.Module):
-    def __init__(self, in_channels: int, classes: int, width: float) -> None:
+class _ResNet(nn.Module):
+    def __init__(
+        self,
+        block: type[_Basic] | type[_Bottleneck],
+        blocks: Sequence[int],
+        in_channels: int,
+        classes: int,
+        width: float,
+        *,
+        small: bool,
+    ) -> None:
         super().__init__()
         channels = scaled(64, width)
-        self.conv1 = nn.Conv2d(in_channels, channels, 7, 2, padding=3, bias=False)
+        kernel, stride = (3, 1) if small else (7, 2)
+        self.conv1 = nn.Conv2d(in_channels, channels, kernel, stride, padding=kernel // 2, bias=False)
         self.norm1 = nn.BatchNorm2d(channels)
-        self.pool = nn.MaxPool2d(3, 2, padding=1)
-        sizes = [(scaled(base, width), scaled(4 * base, width)) for base in (64, 128, 256, 512)]
-        self.layer1 = _stage(channels, *sizes[0], blocks=3, stride=1)
-        self.layer2 = _stage(sizes[0][1], *sizes[1], blocks=4, stride=2)
-        self.layer3 = _stage(sizes[1][1], *sizes[2], blocks=6, stride=2)
-        self.layer4 = _stage(sizes[2][1], *sizes[3], blocks=3, stride=2)
-        self.fc = nn.Linear(sizes[3][1], classes)
+        self.pool: nn.Module = nn.Identity() if small else nn.MaxPool2d(3, 2, padding=1)
+        stages = []
+        for stage, number in enumerate(blocks):
+            inner, outputs = scaled(64 * 2**stage, width), scaled(64 * 2**stage * block.growth, width)
+            first = block(channels, outputs, 2 if stage else 1, inner)
+            stages.append(nn.Sequential(first, *(block(outputs, outputs, 1, inner) for _ in range(number - 1))))
+            channels = outputs
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.fc = nn.Linear(channels, classes)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tombola.lab.inputs import bits
 from tombola.lab.report.rows import Row, Stat, Task, control_name
-from tombola.lab.report.words import count, listing, percent, spread
+from tombola.lab.report.words import NBSP, count, listing, percent, spread
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,10 @@ def result_columns(tasks: Sequence[Task]) -> list[Column]:
         Column("≥ dense", lambda row: "✓" if row.good else "", lambda row: 1 if row.good else None),
         Column("epochs", lambda row: f"{row.epochs.mean:,.6g}", lambda row: row.epochs.mean),
     ]
+    tokens = list(dict.fromkeys(row.token for task in tasks for row in task.rows if row.token))
+    columns += [_bits(token) for token in tokens]
+    if tokens:
+        columns.append(Column("perplexity", _perplexity, lambda row: row.loss.mean if row.loss and row.token else None))
     if not any(task.searched for task in tasks):
         del columns[0]
     if any(row.trained for task in tasks for row in task.rows):
@@ -54,6 +60,8 @@ def accuracy(found: Stat | None) -> str:
 def reading(tasks: Sequence[Task]) -> str:
     """How to read accuracy, epochs and what else the columns of `tasks` need words for."""
     text = "Accuracy: on the test set, in %, mean ± sd over seeds"
+    if any(row.token for task in tasks for row in task.rows):
+        text += ", of texts the share of tokens that are foretold"
     if any(task.searched for task in tasks):
         text += ", of tickets after retraining. Epochs: of the search up to that round and of the retraining"
     if any(task.swept for task in tasks):
@@ -61,6 +69,25 @@ def reading(tasks: Sequence[Task]) -> str:
     if any(row.trained for task in tasks for row in task.rows):
         text += ". Arithmetic: multiply-adds of the training, in epochs of the dense net at full width"
     return f"{text}."
+
+
+def _bits(token: str) -> Column:
+    """The loss of a text made of such tokens, in bits."""
+
+    def of(row: Row) -> Stat | None:
+        return row.loss if row.token == token else None
+
+    def text(row: Row) -> str:
+        loss = of(row)
+        if loss is None:
+            return ""
+        return bits(loss.mean) + ("" if loss.sd is None else f"{NBSP}±{NBSP}{bits(loss.sd)}")
+
+    return Column(f"bits per {token}", text, lambda row: loss.mean if (loss := of(row)) else None)
+
+
+def _perplexity(row: Row) -> str:
+    return f"{math.exp(row.loss.mean):.4g}" if row.loss and row.token else ""
 
 
 def _arithmetic(row: Row) -> str:

@@ -20,6 +20,7 @@ from tombola.lab.report import figures
 from tombola.lab.report.columns import control_column, reading, result_columns
 from tombola.lab.report.csvfile import csv_text
 from tombola.lab.report.findings import account, findings, matching, trust
+from tombola.lab.report.leaderboard import CAVEAT, Group, leaderboard, sources
 from tombola.lab.report.reading import Run, find_runs, read_run
 from tombola.lab.report.rows import Row, Summary, Task, method_name
 from tombola.lab.report.summary import summarise
@@ -145,9 +146,28 @@ def _task(task: Task, number: int) -> dict[str, Any]:
         "searched": task.searched,
         "noun": task.noun,
         "layers": _layers(task),
+        "leaderboard": [_group(group) for group in leaderboard(task)],
+        "sources": sources(leaderboard(task)),
+        "caveat": CAVEAT,
         "trust": trust(task),
         "soft": [_soft(row) for row in task.tickets if row.gap is not None],
     }
+
+
+def _group(group: Group) -> dict[str, Any]:
+    """Measured lines between the published ones of their density."""
+    lines = [
+        {
+            "name": entry.name,
+            "density": percent(entry.density),
+            "accuracy": entry.shown,
+            "epochs": "" if entry.epochs is None else f"{entry.epochs:,.6g}",
+            "origin": entry.origin,
+            "measured": entry.measured,
+        }
+        for entry in group.entries
+    ]
+    return {"title": group.title, "lines": lines}
 
 
 def _soft(row: Row) -> dict[str, str]:

@@ -34,7 +34,8 @@ class Layer:
 class Result:
     """One final number: a dense net, one that was trained sparse (round 0), a retrained ticket or a control.
 
-    Accuracies are fractions in [0, 1]; `arithmetic` is that of the training, in epochs of the dense net.
+    Accuracies are fractions in [0, 1]; `test_loss` is in nats, per token for texts, of which `token` says what one is;
+    `arithmetic` is that of the training, in epochs of the dense net.
     """
 
     method: str
@@ -45,6 +46,8 @@ class Result:
     kept: int
     maskable: int
     test_accuracy: float
+    test_loss: float | None
+    token: str
     epochs_search: float
     epochs_total: float
     arithmetic: float | None
@@ -58,7 +61,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder: who it is (config), what it found (results), what it warned of, and whether it is finished."""
+    """One run folder: who it is (config), what it found (results), what it warned of, and whether it is finished.
+
+    `original` is whether its data are the publisher's own files; None: not known.
+    """
 
     folder: Path
     config: Mapping[str, Any]
@@ -69,6 +75,7 @@ class Run:
     warnings: tuple[str, ...]
     finished: bool
     versions: Mapping[str, str]
+    original: bool | None = None
 
     @property
     def method_settings(self) -> Mapping[str, Any]:
@@ -107,12 +114,15 @@ def read_run(folder: Path) -> Run:
     finished = _finished(folder)
     results: list[Result] = []
     warnings: list[str] = []
+    original: bool | None = None
     for place, record in _records(folder / METRICS):
         kind = record.get("kind")
         if kind == "result":
             results.append(_result(record, place))
         elif kind == "warning" and record.get("text") not in warnings:
             warnings.append(str(record.get("text")))
+        elif kind == "data":
+            original = _field(record, "original", bool, place)
     return Run(
         folder=folder,
         config=config,
@@ -123,6 +133,7 @@ def read_run(folder: Path) -> Run:
         warnings=tuple(warnings),
         finished=finished,
         versions=_versions(folder, results),
+        original=original,
     )
 
 
@@ -207,6 +218,8 @@ def _result(record: Mapping[str, Any], place: str) -> Result:
         kept=get("kept", int),
         maskable=get("maskable", int),
         test_accuracy=get("test_accuracy", number),
+        test_loss=_finite(get("test_loss", maybe)),
+        token=str(record.get("token", "")),
         epochs_search=get("epochs_search", number),
         epochs_total=get("epochs_total", number),
         arithmetic=_finite(get("arithmetic", maybe)),

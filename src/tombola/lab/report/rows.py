@@ -42,8 +42,10 @@ class Row:
 
     `epochs` counts the search up to this round and the retraining of its ticket. `epochs_all` adds the same for every
     other initial score that was tried with otherwise equal settings: what it cost to be able to choose this one.
-    `arithmetic` is that of the training, in epochs of the dense net; None for tickets. `good` is a sparse net, not
-    empty, whose mean accuracy is at least that of the dense net.
+    `training` are those of the one training that gave the number. `arithmetic` is that of the training, in epochs of
+    the dense net; None for tickets. `loss` is in nats; `token` is what a text is made of, or empty. `good` is a sparse
+    net, not empty, whose mean accuracy is at least that of the dense net. `original`: whether the data of every seed
+    are the publisher's own files; None: not known.
     """
 
     data: str
@@ -57,9 +59,13 @@ class Row:
     density: Stat
     kept: tuple[int, ...]
     maskable: int
+    width: float
     accuracy: Stat
+    loss: Stat | None
+    token: str
     epochs: Stat
     epochs_all: Stat
+    training: Stat
     arithmetic: Stat | None
     tried: int
     asked: float | None
@@ -71,6 +77,7 @@ class Row:
     layers: tuple[Layer, ...]
     controls: Mapping[str, Stat] = field(default_factory=dict)
     good: bool = False
+    original: bool | None = None
 
     @property
     def dense(self) -> bool:

@@ -78,9 +78,13 @@ def _row(
         density=stat([r.density for r in results]),
         kept=tuple(r.kept for r in results),
         maskable=first.maskable,
+        width=_width(run),
         accuracy=stat([r.test_accuracy for r in results]),
+        loss=_maybe([r.test_loss for r in results]),
+        token=first.token,
         epochs=stat([r.epochs_total for r in results]),
         epochs_all=stat([epochs for epochs, _ in totals]),
+        training=stat([r.epochs_total - r.epochs_search for r in results]),
         arithmetic=_maybe([r.arithmetic for r in results]),
         tried=max(tried for _, tried in totals),
         asked=_asked(run, first.round),
@@ -91,7 +95,18 @@ def _row(
         dead=tuple(sorted({name for r in results for name in r.dead_layers})),
         layers=_mean_layers([r.layers for r in results]),
         controls=controls,
+        original=_all_original([run for run, _ in own]),
     )
+
+
+def _all_original(runs: Sequence[Run]) -> bool | None:
+    known = {run.original for run in runs}
+    return False if False in known else None if None in known else True
+
+
+def _width(run: Run) -> float:
+    width = run.config.get("width", 1.0)
+    return float(width) if isinstance(width, int | float) else 1.0
 
 
 def _maybe(values: Sequence[float | None]) -> Stat | None:

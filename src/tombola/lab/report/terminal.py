@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -9,6 +11,7 @@ from rich.text import Text
 
 from tombola.lab.report.columns import accuracy, reading, result_columns
 from tombola.lab.report.findings import trust
+from tombola.lab.report.leaderboard import CAVEAT, Group, leaderboard, sources
 from tombola.lab.report.rows import Summary, Task, control_name
 from tombola.lab.report.words import listing, percent
 
@@ -21,8 +24,14 @@ def print_summary(summary: Summary, console: Console) -> None:
             console.print(_layers(task))
         if said := trust(task):
             console.print(Text(f"\n{said}"))
+        if groups := leaderboard(task):
+            console.print()
+            console.print(_beside_published(groups))
+            console.print(Text(sources(groups), style="dim"))
         console.print()
     lines = [reading(summary.tasks)]
+    if any(leaderboard(task) for task in summary.tasks):
+        lines.append(CAVEAT)
     if any(row.good for task in summary.tasks for row in task.rows):
         lines.append("✓: at least as accurate as dense, on average.")
     console.print(Text(" ".join(lines), style="dim"))
@@ -59,6 +68,20 @@ def _layers(task: Task) -> Table:
         kept = [{(layer.name, layer.size): layer.kept for layer in row.layers}.get(layer) for row in rows]
         densities = ["–" if count is None else percent(count / layer[1]) if count else "empty" for count in kept]
         table.add_row(*map(Text, (layer[0], f"{layer[1]:,}", *densities)))
+    return table
+
+
+def _beside_published(groups: Sequence[Group]) -> Table:
+    """Measured lines between the published ones of their density."""
+    table = plain_table(title="Beside published numbers")
+    for name in ("method", "density", "accuracy", "epochs", "from"):
+        table.add_column(name, justify="left" if name in ("method", "from") else "right", no_wrap=name != "from")
+    for group in groups:
+        table.add_row(Text(group.title), style="bold")
+        for entry in group.entries:
+            epochs = "" if entry.epochs is None else f"{entry.epochs:,.6g}"
+            cells = (f"  {entry.name}", percent(entry.density), entry.shown, epochs, entry.origin)
+            table.add_row(*map(Text, cells), style="green" if entry.measured else "")
     return table
 
 

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import torch
 
 from tombola.lab.config import RunConfig
-from tombola.lab.data import load
+from tombola.lab.data import Data, load
 from tombola.lab.runs.store import RunFolder
 from tombola.lab.runs.thin import check_device
 from tombola.lab.runs.work import Event, Run
@@ -32,6 +32,7 @@ def execute(
     device: torch.device | str = "cpu",
     threads: int | None = None,
     data_dir: Path | None = None,
+    workers: int = 0,
     on_event: OnEvent = lambda run, event: None,
     checkpoint_share: float = CHECKPOINT_SHARE,
     stop: Callable[[], bool] = lambda: False,
@@ -44,6 +45,7 @@ def execute(
         device: where to compute. Numbers of one device are repeatable on the CPU, and close on a GPU.
         threads: of PyTorch, while this runs; None leaves them alone. Numbers may depend on it in the last bits.
         data_dir: where data sets that are files lie.
+        workers: processes that read images which do not stay in memory.
         on_event: told how it goes: ``on_event(name of the run's folder, event)``.
         checkpoint_share: of the time that may go into checkpoints, which are made at the ends of epochs: small runs
             save every second or so, large ones more rarely. ``math.inf``: at the end of each epoch.
@@ -66,7 +68,16 @@ def execute(
         emit({"event": "start", "title": config.title, "total_epochs": config.total_epochs})
         if not folder.finished:
             saved = folder.resume(warn=lambda text: emit({"event": "warning", "text": text}), device=device)
-            data = load(config.data, data_dir=data_dir, device=device)
+
+            def tell(text: str) -> None:
+                folder.record({"kind": "warning", "text": text})
+                emit({"event": "warning", "text": text})
+
+            data = load(
+                config.data, data_dir=data_dir, inputs=config.inputs, device=device, workers=workers, tell=tell
+            )  # fmt: skip
+            if saved is None and isinstance(data, Data) and data.original is not None:
+                folder.record({"kind": "data", "original": data.original})
             make = Workshop(config=config, data=data, device=torch.device(device))
             make.check()
             Run(folder, make, emit, checkpoint_share, stop).go(saved)

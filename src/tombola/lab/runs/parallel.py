@@ -38,6 +38,7 @@ def run_many(
     threads: int = 1,
     device: str = "cpu",
     data_dir: Path | None = None,
+    workers: int = 0,
     on_event: OnEvent = lambda run, event: None,
     checkpoint_share: float = CHECKPOINT_SHARE,
 ) -> list[Path]:
@@ -50,6 +51,7 @@ def run_many(
         threads: of each worker, for PyTorch and numba.
         device: where to compute.
         data_dir: where data sets that are files lie.
+        workers: processes of each job that read images which do not stay in memory.
         on_event: called in this process, with the name of the run's folder and the event.
         checkpoint_share: of the time that may go into checkpoints, as for :func:`execute`.
 
@@ -65,7 +67,7 @@ def run_many(
     configs = list(configs)
     names = [config.folder_name for config in configs]
     runs = dict(zip(names, configs, strict=True))
-    options = {"out": out, "threads": threads, "device": device, "data_dir": data_dir}
+    options = {"out": out, "threads": threads, "device": device, "data_dir": data_dir, "workers": workers}
     crew = _Crew(runs, {**options, "checkpoint_share": checkpoint_share}, on_event)
     try:
         crew.work(min(jobs, len(runs)))
@@ -123,7 +125,7 @@ class _Crew:
     def _hire(self) -> None:
         context = multiprocessing.get_context("spawn")
         mine, theirs = context.Pipe()
-        process = context.Process(target=_worker, args=(theirs, self.options), daemon=True)
+        process = context.Process(target=_worker, args=(theirs, self.options))  # a daemon may not have children
         process.start()
         theirs.close()
         self.processes[mine], self.at[mine] = process, None

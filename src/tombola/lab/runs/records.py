@@ -7,12 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from tombola.lab.config import Dense, RunConfig
+from tombola.lab.inputs import Text, bits
 from tombola.lab.runs.stages import Stage
 from tombola.lab.runs.train import Epoch, Measurement
 
 
 def epoch_record(
-    stage: Stage, epoch: Epoch, whole: Measurement, hard: Measurement | None, diagnostics: Mapping[str, Any]
+    config: RunConfig,
+    stage: Stage,
+    epoch: Epoch,
+    whole: Measurement,
+    hard: Measurement | None,
+    diagnostics: Mapping[str, Any],
 ) -> dict[str, Any]:
     """After an epoch. ``whole`` is the network as it trains, ``hard`` that of its hard mask if this is another one."""
     soft = diagnostics.get("temperature") is not None
@@ -32,6 +38,7 @@ def epoch_record(
         "temperature": diagnostics.get("temperature"),
         "undecided": diagnostics["undecided"] if soft else None,
         "lr": epoch.lr,
+        **_token(config),
     }
 
 
@@ -42,7 +49,14 @@ def epoch_text(stage: Stage, epoch: Epoch, last: Mapping[str, Any]) -> str:
     if not last:
         return f"{text}, loss {epoch.train_loss:.3f}"
     density = f", density {last['density']:.3f}" if stage.phase != "train" or last["density"] < 1 else ""
+    if "token" in last:
+        return f"{text}, {bits(last['test_loss'])} bits per {last['token']}{density}"
     return f"{text}, accuracy {100 * last['test_accuracy']:.1f} %{density}"
+
+
+def _token(config: RunConfig) -> dict[str, str]:
+    """Of texts a record says what one of their tokens is."""
+    return {"token": config.inputs.token} if isinstance(config.inputs, Text) else {}
 
 
 def result_record(
@@ -93,6 +107,7 @@ def result_record(
         "dead_layers": [name for name, count in counts.items() if count == 0],
         "ticket": None if dense or stage.label else f"tickets/{ticket_name(stage.round)}",
         "layers": [{"name": name, "size": size, "kept": counts[name]} for name, size in sizes.items()],
+        **_token(config),
     }
 
 

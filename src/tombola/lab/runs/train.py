@@ -30,10 +30,17 @@ class Epoch:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """Mean loss over the examples, and the fraction of them that is classified rightly."""
+    """Mean loss over the labels, and the fraction of them that is found."""
 
     loss: float
     accuracy: float
+
+
+def cross_entropy(output: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy over all labels: (N, classes) and (N,), or (N, T, classes) and (N, T) for texts."""
+    return (
+        F.cross_entropy(output.flatten(0, -2), labels.flatten()) if output.ndim > 2 else F.cross_entropy(output, labels)
+    )
 
 
 def fit(
@@ -45,7 +52,7 @@ def fit(
     done: int = 0,
     seed: int = 0,
     factor: Callable[[int], float] = lambda epoch: 1.0,
-    loss: Loss = F.cross_entropy,
+    loss: Loss = cross_entropy,
     after_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> None:
     """Train ``model`` from epoch ``done`` to ``epochs``.
@@ -94,8 +101,9 @@ def fit(
 
 
 @torch.no_grad()
-def measure(model: nn.Module, batches: Iterable[Batch], *, loss: Loss = F.cross_entropy) -> Measurement:
-    """Loss and accuracy of ``model`` (N, classes) on ``batches``, in evaluation mode; the mode is put back after.
+def measure(model: nn.Module, batches: Iterable[Batch], *, loss: Loss = cross_entropy) -> Measurement:
+    """Loss and accuracy of ``model`` on ``batches``, in evaluation mode; the mode is put back after. Outputs are
+    (N, classes), or (N, T, classes) where each of (N, T) tokens has a label and counts as one.
 
     Raises:
         LabError: there is not one example.
@@ -105,9 +113,9 @@ def measure(model: nn.Module, batches: Iterable[Batch], *, loss: Loss = F.cross_
     parts, right, examples = [], [], 0
     for x, y in batches:
         output = model(x)
-        parts.append(loss(output, y) * len(y))
-        right.append((output.argmax(1) == y).sum())
-        examples += len(y)
+        parts.append(loss(output, y) * y.numel())
+        right.append((output.argmax(-1) == y).sum())
+        examples += y.numel()
     model.train(mode)
     if examples == 0:
         raise LabError("the test set has no example")

@@ -236,7 +236,7 @@ class Run:
             assert run is not None
             with run.hard():
                 hard = measure(model, self.data.test())
-        self.last = epoch_record(stage, epoch, whole, hard, diagnostics)
+        self.last = epoch_record(self.config, stage, epoch, whole, hard, diagnostics)
         self.folder.record(self.last)
 
     def _save(self, epoch: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, Any]) -> None:

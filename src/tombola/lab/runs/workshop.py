@@ -98,21 +98,23 @@ class Workshop:
         """Let the model look at a few examples, so that one that does not fit the data is found before the training.
 
         Raises:
-            LabError: the model cannot take them, or gives something else than one logit for each class.
+            LabError: the model cannot take them, or gives something else than one logit for each class (of each
+                token, for texts).
         """
         who = f"model {self.config.model!r} on data {self.config.data!r}"
-        x, _ = next(iter(self.data.test()), (None, None))
-        if x is None:
+        x, y = next(iter(self.data.test()), (None, None))
+        if x is None or y is None:
             raise LabError(f"{who}: the test set has no example")
         model = self.model()
         try:
             output = model.eval()(x[:2])
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise LabError(f"{who}: it cannot take inputs of shape {tuple(x[:2].shape)}: {error}") from error
-        wanted = (len(x[:2]), self.data.classes)
+        wanted = (*y[:2].shape, self.data.classes)
         if not isinstance(output, torch.Tensor) or tuple(output.shape) != wanted:
             found = f"shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
-            raise LabError(f"{who}: its output is {found}, not logits of shape {wanted} (examples, classes)")
+            axes = "examples, tokens, classes" if y.ndim > 1 else "examples, classes"
+            raise LabError(f"{who}: its output is {found}, not logits of shape {wanted} ({axes})")
         if self.config.sparse:
             masked = self.maskable(model)
             check_thin(model, masked, self.config.model)

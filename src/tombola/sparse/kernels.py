@@ -50,7 +50,7 @@ PIECE = LANES * WIDEST  # floats that one pass over the non-zeros of a row can t
 FIELDS = (  # of a job: 64-bit integers, addresses among them
     *("counter", "chunks", "rows", "rows_per_chunk", "pieces_per_chunk", "ys", "y_table", "xs", "x_table"),
     *("values", "values_each", "order", "entries", "bits", "pointers", "taps", "x_taps", "shifts"),
-    *("source", "source_plane", "result", "result_plane", "bias", "floor"),
+    *("source", "source_plane", "result", "result_plane", "bias", "floor", "blocks"),
 )
 SIZE = len(FIELDS)
 _FIELD = {name: place for place, name in enumerate(FIELDS)}
@@ -140,21 +140,23 @@ class _Piece:
             builder.store(builder.load(self.floats("bias", row)), found)
         return builder.load(found)
 
-    def floored(self, number: Any, *, vector: bool = True) -> Any:
+    def floored(self, number: Any, *, vector: bool = True, only_if: Any = None) -> Any:
         """At least 0 where there is a floor; NaN stays."""
         builder = self.builder
         has = builder.icmp_unsigned("!=", self.job["floor"], INT64(0))
+        has = has if only_if is None else builder.and_(has, only_if)
         floor = builder.select(has, FLOAT(0.0), ir.Constant(FLOAT, -np.inf))
         floor = splat(builder, floor) if vector else floor
         return builder.select(builder.fcmp_ordered("<", number, floor), floor, number)
 
 
-def _accumulate(piece: _Piece, *, ordered: bool, direct: bool = False) -> None:
+def _accumulate(piece: _Piece, *, ordered: bool, direct: bool = False, blocked: bool = False) -> None:
     """result[t] = bias + Σ value · source[t], at least the floor, over the non-zeros.
 
-    ``ordered``: of the values, by their order; ``direct``: with distances for entries.
+    ``ordered``: of the values, by their order; ``direct``: with distances for entries; ``blocked``: the taps are blocks
+    of columns, and what the ones before have summed up is in the result.
     """
-    builder = piece.builder
+    builder, job = piece.builder, piece.job
     values, order = piece.floats("values", INT64(0)), piece.base("order")
 
     def tile_sum(tile: Tile, row: Any, source: Any, result: Any) -> None:
@@ -164,6 +166,10 @@ def _accumulate(piece: _Piece, *, ordered: bool, direct: bool = False) -> None:
         for turn, totals in enumerate(sums):  # LLVM keeps them in registers
             for total in totals:
                 builder.store(splat(builder, FLOAT(0.0) if turn else start), total)
+        if blocked:
+            with builder.if_then(builder.icmp_unsigned("!=", piece.tap, INT64(0))):
+                for total, before in zip(sums[0], tile.load(result), strict=True):
+                    builder.store(before, total)
 
         def add(turn: int, place: Any, plane: Any) -> None:
             if ordered:
@@ -174,7 +180,8 @@ def _accumulate(piece: _Piece, *, ordered: bool, direct: bool = False) -> None:
 
         piece.each_weight(row, source, add, unroll=unroll, direct=direct)
         totals = [reduce(builder.fadd, map(builder.load, parts)) for parts in zip(*sums, strict=True)]
-        tile.store([piece.floored(total) for total in totals], result)
+        is_last = builder.icmp_unsigned("==", builder.add(piece.tap, INT64(1)), job["taps"]) if blocked else None
+        tile.store([piece.floored(total, only_if=is_last) for total in totals], result)
 
     piece.each_tile(tile_sum)
 
@@ -237,6 +244,8 @@ _EMITS: dict[str, Callable[[_Piece], None]] = {
     "product_in_order": lambda piece: _accumulate(piece, ordered=True),
     "gradient": _correlate,
     "dot": _dot,
+    "product_blocks": lambda piece: _accumulate(piece, ordered=False, blocked=True),
+    "product_in_order_blocks": lambda piece: _accumulate(piece, ordered=True, blocked=True),
     "product_at": lambda piece: _accumulate(piece, ordered=False, direct=True),
 }
 
@@ -282,7 +291,8 @@ def kernel(name: str) -> Any:
                 if width == job[_field.x_taps]:  # the ranges follow each other
                     ranges, width = min(ranges, 1), ranges * width
                 source, at = y[1] + x[2], y[0] + x[0]
-                _work(number, job_at, share, first_row, last_row, tap, ranges, width, source, at, x[1])
+                for block in range(job[_field.blocks]):
+                    _work(number, job_at, share, first_row, last_row, tap + block, ranges, width, source, at, x[1])
 
     return compiled(walk, name)
 

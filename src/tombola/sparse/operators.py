@@ -248,6 +248,7 @@ def product_job(
         "result_plane": plan.result_plane,
         "bias": 0 if bias is None else bias.data_ptr(),
         "floor": int(relu),
+        "blocks": 1,
     }
 
 

@@ -23,6 +23,7 @@ from reference import (
     whole_numbers,
 )
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tombola.sparse import SparseConv1d, SparseConv2d, SparseLayer, SparseLinear, kernels, threads
@@ -200,6 +201,48 @@ def test_every_length(length: int, piece: int, monkeypatch: pytest.MonkeyPatch) 
     for batch, width in {(length, 1), (1, length), (7, -(-length // 7)), (-(-length // 5), 5)}:
         x, gradient = (whole_numbers((batch, channels, 2, width), 8, draw) for channels in (2, 3))
         agree(convolution, x, gradient)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("batch", [63, 64, 70, 300])
+@pytest.mark.parametrize("density", [0.05, 0.3])
+@pytest.mark.parametrize(("inputs", "outputs"), [(1100, 30), (30, 1100), (1024, 1030), (513, 1500)])
+def test_columns_in_blocks(inputs: int, outputs: int, density: float, batch: int, relu: bool) -> None:
+    """Rows with no non-zero in a block among them; each block goes on with what the ones before have summed up."""
+    draw = draws(batch)
+    mask = torch.rand(outputs, inputs, generator=draw) < density
+    mask[::3, 512:] = False
+    mask[1::3, :512] = False
+    mask[5::7] = False
+    layer = SparseLinear(inputs, outputs, mask=mask)
+    make_whole(layer, draw)
+    assert (layer.positions.blocks is not None) is (
+        inputs > 512 and 8 * outputs * -(-inputs // 512) <= layer.values.numel()
+    )
+    x, gradient = (whole_numbers((batch, size), 8, draw) for size in (inputs, outputs))
+    if not relu:
+        agree(layer, x, gradient)
+        return
+    layer.relu = True
+    x.requires_grad_()
+    found = torch.autograd.grad(layer(x), [x, *layer.parameters()], gradient)
+    dense = layer.to_dense()
+    wanted = torch.autograd.grad(F.relu(dense(x)), [x, *dense.parameters()], gradient)
+    assert torch.equal(found[0], wanted[0])
+    assert torch.equal(found[1], wanted[1][mask])
+    assert torch.equal(found[2], wanted[2])
+
+
+def test_blocks_where_they_are_worth_it() -> None:
+    assert SparseLinear(4096, 64, density=0.05).positions.blocks is not None
+    assert SparseLinear(4096, 64, density=0.01).positions.blocks is None  # hardly anything in each
+    assert SparseLinear(512, 512, density=0.5).positions.blocks is None
+    assert SparseLinear(64, 4096, density=0.05).positions.back_blocks is not None
+    assert SparseConv2d(1024, 64, 3, density=0.5).positions.blocks is None
+    moved = SparseLinear(4096, 64, density=0.05)
+    moved.move(SparseLinear(4096, 64, density=0.05).places)
+    other = SparseLinear(4096, 64, mask=moved.mask()).positions
+    assert torch.equal(moved.positions.blocks, other.blocks)
 
 
 @pytest.mark.parametrize("mask", MASKS)

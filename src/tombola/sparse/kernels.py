@@ -324,3 +324,17 @@ def _transpose(
 
 
 transpose = kept(lambda **options: njit(**options)(_transpose))
+
+
+def _split(pointers: Any, columns: Any, size: int, blocks: int, found: Any) -> None:
+    """Fill ``found``: where each block of ``size`` columns of each row begins, and where the last one ends."""
+    for row in range(pointers.size - 1):
+        place = pointers[row]
+        for block in range(blocks):
+            while place < pointers[row + 1] and columns[place] < block * size:
+                place += 1
+            found[row * blocks + block] = place
+    found[found.size - 1] = pointers[pointers.size - 1]
+
+
+split = kept(lambda **options: njit(**options)(_split))

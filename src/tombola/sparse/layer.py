@@ -130,7 +130,7 @@ class SparseLayer(nn.Module):
             if name == "entries" and not self.geometry.bits:
                 tensor = None
             before = getattr(self, name, None)
-            if before is not None and before.shape == tensor.shape:
+            if before is not None and tensor is not None and before.shape == tensor.shape:
                 before.copy_(tensor)  # in place: whoever holds the layer's buffers sees the move
             else:
                 self.register_buffer(name, tensor, persistent=name in ("pointers", "columns"))

@@ -19,6 +19,7 @@ from tombola.sparse.positions import Positions
 
 CHUNKS = 4  # for each thread, at least, where the rows allow it
 SHARES = 16  # in which the gradient by the values is summed up
+_WIDE = 64  # floats of a piece from which on it pays to take columns in blocks
 _Sizes = list[int]  # a Geometry's numbers one after the other
 
 # Address of a layer's pointers, which stays when it moves -> what is shown the input and the output gradient of each of
@@ -45,12 +46,12 @@ def product(
     if torch.compiler.is_compiling():
         pairs = (geometry.kernel, geometry.stride, geometry.padding, geometry.dilation)
         sizes = [geometry.inputs, geometry.outputs, *(number for pair in pairs for number in pair)]
-        pointers, _, *structure = positions
+        pointers, _, *structure = positions[:6]
         return sparse_product(x, values, bias, pointers, *structure, sizes, relu)  # type: ignore[no-any-return]
     # the same without the operator's bookkeeping, which takes longer than a small layer
     if torch.is_grad_enabled():
         return _Product.apply(x, values, bias, positions, geometry, relu)  # type: ignore[no-any-return, no-untyped-call]
-    return _forward(x, values, bias, positions.pointers, positions.entries, geometry, relu)
+    return _forward(x, values, bias, positions.pointers, positions.entries, geometry, relu, positions.blocks)
 
 
 class _Product(torch.autograd.Function):
@@ -58,7 +59,7 @@ class _Product(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, values: Tensor, bias: Any, positions: Positions, geometry: Geometry, relu: bool
     ) -> Tensor:
-        output = _forward(x, values, bias, positions.pointers, positions.entries, geometry, relu)
+        output = _forward(x, values, bias, positions.pointers, positions.entries, geometry, relu, positions.blocks)
         ctx.save_for_backward(x, values, output if relu else None)
         ctx.positions, ctx.geometry = positions, geometry
         return output
@@ -72,9 +73,9 @@ class _Product(torch.autograd.Function):
         by_x = by_values = by_bias = None
         if ctx.needs_input_grad[0]:
             back = positions.back_pointers, positions.back_entries, positions.order
-            by_x = _by_input(gradient, values, *back, geometry, x.shape[1], x.shape[2])
+            by_x = _by_input(gradient, values, *back, geometry, x.shape[1], x.shape[2], positions.back_blocks)
         if ctx.needs_input_grad[1]:
-            by_values = _by_values(gradient, x, positions.pointers, positions.entries, geometry)
+            by_values = _by_values(gradient, x, positions.pointers, positions.entries, geometry, positions.blocks)
         if ctx.needs_input_grad[2]:
             by_bias = gradient.sum((1, 2, 3))
         return by_x, by_values, by_bias, None, None, None
@@ -89,7 +90,14 @@ def _through_relu(gradient: Tensor, output: Tensor | None) -> Tensor:
 
 
 def _forward(
-    x: Tensor, values: Tensor, bias: Tensor | None, pointers: Tensor, entries: Tensor, geometry: Geometry, relu: bool
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    pointers: Tensor,
+    entries: Tensor,
+    geometry: Geometry,
+    relu: bool,
+    blocks: Tensor | None = None,
 ) -> Tensor:
     from tombola.sparse.kernels import PIECE  # imports Numba: not before it is needed
     from tombola.sparse.vectors import LANES
@@ -118,7 +126,7 @@ def _forward(
         return result.as_strided((geometry.outputs, rows, columns, batch), strides).contiguous()
     result = x.new_empty(geometry.outputs, rows, columns, batch)
     plan = geometry.plan(height, width, batch, transposed=False, piece=PIECE)
-    _run("product", geometry, plan, x, result, values, pointers, entries, bias=bias, relu=relu)
+    _run("product", geometry, plan, x, result, values, pointers, entries, bias=bias, relu=relu, blocks=blocks)
     return result
 
 
@@ -131,6 +139,7 @@ def _by_input(
     geometry: Geometry,
     height: int = 1,
     width: int = 1,
+    blocks: Tensor | None = None,
 ) -> Tensor:
     from tombola.sparse.kernels import PIECE
 
@@ -141,12 +150,20 @@ def _by_input(
     else:
         result = gradient.new_empty(geometry.inputs, height, width, gradient.shape[3])
         plan = geometry.plan(height, width, gradient.shape[3], transposed=True, piece=PIECE)
-    _run("product_in_order", geometry, plan, gradient, result, values.contiguous(), pointers, entries, order=order)
+    values = values.contiguous()
+    _run("product_in_order", geometry, plan, gradient, result, values, pointers, entries, order=order, blocks=blocks)
     return result
 
 
 def _by_values(
-    gradient: Tensor, x: Tensor, pointers: Tensor, entries: Tensor, geometry: Geometry, *, lent: bool = False
+    gradient: Tensor,
+    x: Tensor,
+    pointers: Tensor,
+    entries: Tensor,
+    geometry: Geometry,
+    blocks: Tensor | None = None,
+    *,
+    lent: bool = False,
 ) -> Tensor:
     from tombola.sparse.kernels import PIECE
 
@@ -162,7 +179,7 @@ def _by_values(
     pieces = len(plan.ys) * len(plan.xs)
     shares = max(1, min(SHARES, pieces)) if 2 * SHARES * entries.numel() <= x.numel() else 1
     result = x.new_zeros(shares, entries.numel())
-    _run("gradient", geometry, plan, x, gradient, result, pointers, entries, shares=shares)
+    _run("gradient", geometry, plan, x, gradient, result, pointers, entries, shares=shares, blocks=blocks)
     return result.sum(0) if shares > 1 else result[0]
 
 
@@ -180,17 +197,21 @@ def _run(
     bias: Tensor | None = None,
     relu: bool = False,
     shares: int = 0,
+    blocks: Tensor | None = None,
 ) -> None:
     from tombola.sparse.kernels import launch
 
     if not result.numel():
         return
     rows = geometry.inputs if name == "product_in_order" else geometry.outputs
-    threads = torch.get_num_threads()
+    threads, kernel, count = torch.get_num_threads(), geometry.kernel, 1
+    if blocks is not None and int(plan.xs[0, 1]) >= _WIDE:
+        pointers, count = blocks, (blocks.numel() - 1) // rows
+        kernel, name = (1, count), name if shares else f"{name}_blocks"
     job = product_job(
-        plan, rows, values, entries, pointers, bias, relu=relu, kernel=geometry.kernel, shares=shares, threads=threads
+        plan, rows, values, entries, pointers, bias, relu=relu, kernel=kernel, shares=shares, threads=threads
     )
-    job |= {"bits": geometry.bits, "order": 0 if order is None else order.data_ptr()}
+    job |= {"bits": geometry.bits, "order": 0 if order is None else order.data_ptr(), "blocks": count}
     launch(name, [*(job | {"source": source.data_ptr(), "result": result.data_ptr()}).values()])
 
 

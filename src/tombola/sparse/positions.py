@@ -15,6 +15,7 @@ from torch import Tensor
 from tombola.sparse.geometry import Geometry
 
 LIMIT = 2**31 - 1
+BLOCK = 512  # columns whose pixels, of usual batches, stay in the cache while all rows use them
 
 
 class Positions(NamedTuple):
@@ -26,6 +27,8 @@ class Positions(NamedTuple):
         entries: (nnz,): channel and tap in one number; the same tensor as ``columns`` where there is one tap.
         back_pointers, back_entries, order: the same for rows of one input channel and one tap, with outputs for
             columns; ``order`` says where each one's value is.
+        blocks, back_blocks: where each run of :data:`BLOCK` columns of each row begins, and the end, if there are
+            several of one tap; else None.
     """
 
     pointers: Tensor
@@ -34,6 +37,8 @@ class Positions(NamedTuple):
     back_pointers: Tensor
     back_entries: Tensor
     order: Tensor
+    blocks: Tensor | None = None
+    back_blocks: Tensor | None = None
 
 
 def positions(pointers: Tensor, columns: Tensor, geometry: Geometry) -> Positions:
@@ -48,7 +53,21 @@ def positions(pointers: Tensor, columns: Tensor, geometry: Geometry) -> Position
     back_entries, order = (np.empty(columns.numel(), dtype=np.int32) for _ in range(2))
     ranks = np.array(geometry.ranks(), dtype=np.int64)
     transpose(pointers.numpy(), columns.numpy(), ranks, geometry.bits, back_pointers, back_entries, order)
-    return Positions(pointers, columns, entries, *map(torch.from_numpy, (back_pointers, back_entries, order)))
+    above, below, places = map(torch.from_numpy, (back_pointers, back_entries, order))
+    blocks = None if geometry.bits else _blocks(pointers, columns, geometry.inputs)
+    back_blocks = None if geometry.bits else _blocks(above, below, geometry.outputs)
+    return Positions(pointers, columns, entries, above, below, places, blocks, back_blocks)
+
+
+def _blocks(pointers: Tensor, columns: Tensor, width: int) -> Tensor | None:
+    from tombola.sparse.kernels import split  # imports Numba: not before it is needed
+
+    blocks, rows = -(-width // BLOCK), pointers.numel() - 1
+    if blocks < 2 or 8 * rows * blocks > columns.numel():  # few non-zeros in each
+        return None
+    found = np.empty(rows * blocks + 1, dtype=np.int32)
+    split(pointers.numpy(), columns.numpy(), BLOCK, blocks, found)
+    return torch.from_numpy(found)
 
 
 def of_places(places: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:

@@ -92,7 +92,7 @@ def _whole(table: NDArray[Any], rest: int, lanes: int) -> NDArray[Any]:
 def as_it_is(x: Image) -> Picked:
     """The pixels of ``x`` themselves."""
     rows, columns = np.arange(x.height, dtype=np.int32), np.arange(x.width, dtype=np.int32)
-    return Picked(x, (rows[:, None] * x.row + columns * x.pixel)[None])
+    return Picked(x, (rows[:, None] * x.row + columns * x.pixel)[None], largest=True)
 
 
 def pooled(x: Image, kernel: Pair, stride: Pair, padding: Pair, *, largest: bool, divisor: int = 0) -> Picked:

@@ -35,20 +35,22 @@ class Program:
 
         So it is where gradients are wanted, in autocast, and while PyTorch compiles.
         """
-        if not isinstance(x, Tensor) or x.dtype is not torch.float32 or x.device.type != "cpu" or not x.numel():
+        if not isinstance(x, Tensor) or x.dtype is not torch.float32 or not x.is_cpu or not x.numel():
             return None
         if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
             return None
+        size, *rest = x.shape
         with self._lock:  # the memory is there once
-            parts = [self._part(net, (len(images), *x.shape[1:])) for images in x.split(AT_ONCE)]
-            if not all(parts):
+            part = self._part(net, (min(size, AT_ONCE), *rest))
+            last = self._part(net, (size % AT_ONCE, *rest)) if size > AT_ONCE and size % AT_ONCE else part
+            if part is None or last is None:
                 return None
-            y = x.new_empty(len(x), *parts[0].shape[1:])
-            for part, images, results in zip(parts, x.split(AT_ONCE), y.split(AT_ONCE), strict=True):
-                part.run(images, results)
+            y = torch.empty((size, *part.shape[1:]))
+            for start in range(0, size, AT_ONCE):
+                (part if start + AT_ONCE <= size else last).run(x, y, start)
         return y
 
-    def _part(self, net: fx.GraphModule, shape: tuple[int, ...]) -> Any:
+    def _part(self, net: fx.GraphModule, shape: tuple[int, ...]) -> _Part | None:
         from tombola.sparse.inference.assemble import Unable  # imports Numba: not before it is needed
 
         if shape not in self._parts:
@@ -88,13 +90,19 @@ class _Part:
             for values in (step.values for step in self._assembly.steps)
         ]
         self._steps = runner.table(zip((step.kernel for step in self._assembly.steps), placed, strict=True))
-        self._run, self._field = runner.run, moves.field
+        self._run = runner.run
+        self._ends = [
+            (step, *map(moves.FIELDS.index, (end, "of_image", f"{end}_plane", f"{end}_row", "of_pixel")))
+            for step, end in ((self._steps[0], "source"), (self._steps[-1], "result"))
+        ]
+        self._strides: list[tuple[int, ...]] = [(), ()]
 
-    def run(self, x: Tensor, y: Tensor) -> None:
-        """Compute ``y`` from ``x``, of any strides."""
-        field = self._field
-        for step, tensor, end in ((self._steps[0], x, "source"), (self._steps[-1], y, "result")):
-            image, plane, row, pixel = (*tensor.stride()[:2], *(0, 0, *tensor.stride()[2:])[-2:])
-            step[getattr(field, end)], step[getattr(field, f"{end}_plane")] = tensor.data_ptr(), plane
-            step[getattr(field, f"{end}_row")], step[field.of_image], step[field.of_pixel] = row, image, pixel
+    def run(self, x: Tensor, y: Tensor, start: int) -> None:
+        """Compute ``y`` from ``x``, of any strides, from the image ``start`` on."""
+        for end, (tensor, (step, address, *fields)) in enumerate(zip((x, y), self._ends, strict=True)):
+            strides = tensor.stride()
+            step[address] = tensor.data_ptr() + 4 * start * strides[0]
+            if strides != self._strides[end]:
+                self._strides[end] = strides
+                step[fields] = (*strides[:2], *(0, 0, *strides[2:])[-2:])
         self._run(self._steps)

@@ -44,6 +44,7 @@ def test_the_run_under_masks_has_the_same_numbers(name: str, model: str, tmp_pat
         for key in ("train_loss", "test_loss"):
             assert one[key] == pytest.approx(other[key], rel=1e-3), key
         assert one["density"] == other["density"]
+        assert one.get("moved") == other.get("moved")
     (one,), (other,) = records(sparse, "result"), records(masked, "result")
     assert {key for key in one if one[key] != other[key]} <= {"setting", "test_loss", "test_accuracy"}
     tickets = [tombola.Ticket.load(path / "tickets/trained.safetensors") for path in (sparse, masked)]

@@ -22,6 +22,7 @@ from tombola.lab.runs.stages import Stage, plan
 from tombola.lab.runs.store import RunFolder
 from tombola.lab.runs.thin import thicken
 from tombola.lab.runs.train import Epoch, fit, measure
+from tombola.lab.runs.watch import Watch, histogram
 from tombola.lab.runs.workshop import Workshop
 from tombola.lab.seeds import derive
 from tombola.masks import Masks
@@ -54,6 +55,7 @@ class Run:
         self.position = 0  # of the stage at work
         self.last: dict[str, Any] = {}  # the newest epoch record of this stage
         self.searched: dict[str, dict[str, Any]] = {}  # round -> the last epoch record of its search
+        self.watch: Watch | None = None  # over the masks of this stage
         self.saved_at, self.save_seconds = time.monotonic(), 0.0  # when the last checkpoint was done, what it took
 
     def go(self, saved: dict[str, Any] | None) -> None:
@@ -201,6 +203,7 @@ class Run:
                     run.load_state_dict(saved["extra"]["attachment"])
                 optimizer.load_state_dict(saved["optimizer"])
                 done, self.last = saved["epoch"], saved["last"]
+        self.watch = None if run is None else Watch(model, run, saved and saved.get("watch"))
         epochs = config.stretched(config.epochs)
         purpose = (stage.phase, stage.round, stage.label or "")
 
@@ -237,6 +240,10 @@ class Run:
             with run.hard():
                 hard = measure(model, self.data.test())
         self.last = epoch_record(self.config, stage, epoch, whole, hard, diagnostics)
+        if self.watch is not None and (moved := self.watch.moved()):
+            self.last["moved"] = moved
+        if run is not None and hard is not None and epoch.number == self.config.epochs:
+            self.last["scores"] = histogram(run.scores, diagnostics["temperature"])
         self.folder.record(self.last)
 
     def _save(self, epoch: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, Any]) -> None:
@@ -250,6 +257,7 @@ class Run:
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "extra": extra,
+                "watch": self.watch.state() if self.watch is not None else None,
             }
         )
         self.saved_at = time.monotonic()

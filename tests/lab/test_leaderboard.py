@@ -122,7 +122,7 @@ def test_on_the_terminal_and_on_the_page(tmp_path: Path) -> None:
             "github.com/google-research/rigl/issues/8", "reduced: 30 epochs, published from 250 on",
         ):  # fmt: skip
             assert words in text
-    assert page.count('<tr class="measured">') == 4
+    assert page.count('<tr class="measured"') == 4
 
 
 def test_a_damaged_record_of_the_data(tmp_path: Path) -> None:

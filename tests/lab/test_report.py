@@ -423,7 +423,7 @@ def test_an_empty_ticket_is_no_obstacle(tmp_path: Path) -> None:
 
 def test_dense_nets_stand_at_their_epochs(tmp_path: Path) -> None:
     text = write_report([study(tmp_path / "runs")]).html.read_text().replace("\N{NO-BREAK SPACE}", " ")
-    by_density, by_epochs = (text[text.index(f'id="{name}-figure_1"') :].split("</svg>")[0] for name in ("d1", "e1"))
+    by_density, by_epochs = (text[text.index(f'id="{name}-figure_1"') :].split("</svg>")[0] for name in ("a1", "b1"))
     for name, epochs in (("Dense", EPOCHS), ("Dense equal epochs", 4 * EPOCHS)):
         tip = re.compile(rf"<title>{name}: 100 % of the weights, [\d.]+ ± [\d.]+ %, {epochs} epochs</title>")
         assert tip.search(by_epochs)

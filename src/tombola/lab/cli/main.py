@@ -115,7 +115,13 @@ def inspect(ticket: Path) -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write accuracy against density as an SVG picture too.",
 )
-def report(folders: tuple[Path, ...], output: Path | None, figure: Path | None) -> None:
+@click.option(
+    "--figures",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write every figure as PDF, SVG and PNG into this folder too.",
+)
+def report(folders: tuple[Path, ...], output: Path | None, figure: Path | None, figures: Path | None) -> None:
     """Write one page about all runs in some folders, finished or not.
 
     What is published of the same data, model and density stands beside what was measured.
@@ -124,10 +130,11 @@ def report(folders: tuple[Path, ...], output: Path | None, figure: Path | None) 
     Examples:
       tombola report runs/digits runs/asked -o both.html
       tombola report runs/digits --figure digits.svg
+      tombola report runs/digits --figures figures
     """
     from tombola.lab.cli.running import print_report
 
-    print_report(folders, output, figure)
+    print_report(folders, output, figure, figures)
 
 
 @cli.command()

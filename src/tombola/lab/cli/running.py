@@ -137,14 +137,16 @@ def _remember(out: Path, command: str) -> None:
         raise LabError(f"{out}: cannot be written to: {error.strerror}; choose another folder with --out") from None
 
 
-def print_report(folders: Sequence[Path], output: Path | None = None, figure: Path | None = None) -> None:
+def print_report(
+    folders: Sequence[Path], output: Path | None = None, figure: Path | None = None, figures: Path | None = None
+) -> None:
     """Write the report of all runs in `folders`, print their table, and say where the report is.
 
     Raises:
         LabError: no run there, or a damaged one.
     """
-    commands = [line for folder in folders for line in _remembered(folder)]
-    written = write_report(folders, output, figure=figure, commands=list(dict.fromkeys(commands)))
+    commands = list(dict.fromkeys(line for folder in folders for line in _remembered(folder)))
+    written = write_report(folders, output, figure=figure, figures_folder=figures, commands=commands)
     console = stdout()
     print_summary(written.summary, console)
     missing = len(written.summary.unfinished)
@@ -154,6 +156,8 @@ def print_report(folders: Sequence[Path], output: Path | None = None, figure: Pa
     console.print(Text(f"Numbers: {written.csv}"), soft_wrap=True)
     if figure is not None:
         console.print(Text(f"Figure:  {figure}"), soft_wrap=True)
+    if figures is not None:
+        console.print(Text(f"Figures: {figures}"), soft_wrap=True)
 
 
 def _remembered(folder: Path) -> list[str]:

@@ -1,8 +1,8 @@
-"""The figures of a report: test accuracy against density and against epochs spent, for its page or as a picture."""
+"""Test accuracy against density, epochs spent and arithmetic; and what all figures share: series, inks, the legend."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from matplotlib.patches import Patch
 from matplotlib.transforms import ScaledTranslation
 
 from tombola.lab.report.labels import EndLabel, figure_of, label_ends
+from tombola.lab.report.marks import Marks
 from tombola.lab.report.rows import Row, Stat, Task, control_name
 from tombola.lab.report.scales import accuracy_axis, clipped, ratio_axis
 from tombola.lab.report.svg import INK, STYLE, inline, standalone
@@ -37,6 +38,11 @@ class Series:
     ink: str
     marker: str
 
+    @property
+    def method(self) -> str:
+        """Whose they are."""
+        return self.rows[0].method
+
 
 def series_of(task: Task) -> list[Series]:
     """One series for each setting that makes tickets: a colour for each kind of method, a marker for each setting."""
@@ -54,35 +60,33 @@ def series_of(task: Task) -> list[Series]:
 
 @dataclass(frozen=True)
 class View:
-    """One way to look at the tickets of a task: where a row stands, and what the axis says."""
+    """One way to look at the tickets of a task: where a row stands (None: nowhere), and what the axis says."""
 
     what: str
     axis: str
-    place: Callable[[Row], Stat]
+    place: Callable[[Row], Stat | None]
     density: bool
 
 
 DENSITY = View("density", "weights kept (log scale, sparser to the right)", lambda row: row.density, density=True)
 ARITHMETIC = View(
     "arithmetic",
-    "arithmetic of the training, in dense epochs (log scale)",
-    lambda row: row.arithmetic or row.epochs_all,
+    "multiply-adds, in epochs of the dense net (log scale)",
+    lambda row: row.arithmetic,
     density=False,
 )
 EPOCHS = View("epochs spent", "epochs spent in all (log scale)", lambda row: row.epochs_all, density=False)
 
 
-def svg(task: Task, view: View, prefix: str) -> str:
-    """The tickets of `task` as `view` shows them, as an element for a page."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=SIZE, layout="constrained")
-        tips = _draw(figure.add_subplot(), task, view)
-        return inline(figure, prefix, title=f"Test accuracy against {view.what}, {_name(task)}", points=tips)
+def views(task: Task) -> list[View]:
+    """The ways to look at what the tickets of `task` cost, that which tells most first."""
+    counted = [ARITHMETIC] if any(row.arithmetic for row in task.tickets) else []
+    return [EPOCHS, *counted] if task.searched else [*counted, EPOCHS]
 
 
-def legend(task: Task, prefix: str) -> list[tuple[str, str]]:
+def legend(task: Task, prefix: str) -> list[tuple[str, Entry]]:
     """Mark and meaning of everything drawn for `task`, each mark as an element for a page."""
-    return [(_mark(entry, f"{prefix}-{number}"), entry.text) for number, entry in enumerate(_entries(task))]
+    return [(_mark(entry, f"{prefix}-{number}"), entry) for number, entry in enumerate(entries(task))]
 
 
 def picture(tasks: Sequence[Task]) -> str:
@@ -94,51 +98,55 @@ def picture(tasks: Sequence[Task]) -> str:
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # type: ignore[union-attr, call-arg]
         for number, task in enumerate(tasks, start=1):
             axes = figure.add_subplot(rows, columns, number)
-            _draw(axes, task, DENSITY)
-            axes.set_title(_name(task), fontsize=12)
-        entries = {entry.text: _handle(entry) for task in tasks for entry in _entries(task)}
-        figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=2 * columns + 1)
-        names = "; ".join(_name(task) for task in tasks)
+            draw(axes, task, DENSITY)
+            axes.set_title(name(task), fontsize=12)
+        marks = {entry.text: handle(entry) for task in tasks for entry in entries(task)}
+        figure.legend(list(marks.values()), list(marks), loc="outside lower center", ncols=2 * columns + 1)
+        names = "; ".join(name(task) for task in tasks)
         return standalone(figure, title=f"Test accuracy against density: {names}")
 
 
-def _name(task: Task) -> str:
+def name(task: Task) -> str:
+    """What a task is called in figures."""
     return f"{task.model} on {task.data}"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the legend: what it says, and the look of its mark."""
+    """One line of the legend: what it says, the look of its mark, and the method that it is of (none: of all)."""
 
     text: str
     ink: str
     marker: str = ""
     line: str = "-"
     band: bool = False
+    method: str = ""
 
 
-def _entries(task: Task) -> list[Entry]:
+def entries(task: Task) -> list[Entry]:
     """An entry for everything that is drawn for `task`."""
-    entries = []
+    found = []
     if task.dense is not None:
         several = task.dense.accuracy.sd is not None
-        entries.append(Entry("dense, ± 1 sd" if several else "dense", INK["dense"], band=several))
+        found.append(Entry("dense, ± 1 sd" if several else "dense", INK["dense"], band=several))
     if any(_longer(row) for row in task.rows):
-        entries.append(Entry("dense, equal epochs", INK["dense"], line="--"))
-    entries += [Entry(series.name, series.ink, series.marker) for series in series_of(task)]
+        found.append(Entry("dense, equal epochs", INK["dense"], line="--"))
+    found += [Entry(series.name, series.ink, series.marker, method=series.method) for series in series_of(task)]
     for control in task.controls:
         marker = CONTROL_MARKERS.get(control, "1")
-        entries.append(Entry(f"control: {control_name(control)}", INK["muted"], marker, line=""))
-    return entries
+        found.append(Entry(f"control: {control_name(control)}", INK["muted"], marker, line=""))
+    return found
 
 
-def _handle(entry: Entry) -> Any:
-    look: dict[str, Any] = {"marker": entry.marker, "ms": _size(entry.marker), "mew": _edge(entry.marker)}
+def handle(entry: Entry) -> Any:
+    """The mark of a legend's line for matplotlib."""
+    look: dict[str, Any] = {"marker": entry.marker, "ms": size(entry.marker), "mew": _edge(entry.marker)}
     line = Line2D([], [], color=entry.ink, lw=1.3, ls=entry.line, **look)
     return (Patch(color=entry.ink, alpha=BAND, lw=0), line) if entry.band else line
 
 
-def _size(marker: str) -> float:
+def size(marker: str) -> float:
+    """How large a marker is drawn, in points, so that all look alike."""
     return {"*": 8.5, "x": 5.5, "+": 7.0, "^": 6.0, "v": 6.0}.get(marker, 5.0)
 
 
@@ -146,27 +154,28 @@ def _edge(marker: str) -> float:
     return 1.5 if marker in {"x", "+", "1"} else 0.0
 
 
-def _draw(axes: Axes, task: Task, view: View) -> dict[str, str]:
-    """Draw everything into `axes`; returns what pointing at each mark tells, by the mark's gid."""
-    tips: dict[str, str] = {}
+def draw(axes: Axes, task: Task, view: View) -> Marks:
+    """Draw the tickets of `task` into `axes` as `view` shows them."""
+    marks = Marks()
     drawn = series_of(task)
     shown = [row.accuracy for row in task.rows]
     places: list[float] = []
     _dense_lines(axes, task)
     for row in () if view.density else (row for row in task.rows if row.dense):
-        _put(axes, row, view, row.accuracy, (INK["dense"], DENSE_MARKER), tips, row.name)
-        places.append(view.place(row).mean)
+        if at := view.place(row):
+            _put(axes, row, at, row.accuracy, (INK["dense"], DENSE_MARKER), marks, row.name)
+            places.append(at.mean)
     for series in drawn:
-        rows = [row for row in series.rows if view.place(row).mean > 0]  # no logarithm has room for an empty ticket
-        places += [view.place(row).mean for row in rows]
-        means = [clipped(row.accuracy.mean) for row in rows]
-        axes.plot(places[len(places) - len(rows) :], means, color=series.ink, lw=1.3)
-        for row in rows:
-            _put(axes, row, view, row.accuracy, (series.ink, series.marker), tips, row.full_name)
+        found = list(_placed(series, view))
+        places += [at.mean for _, at in found]
+        means = [clipped(row.accuracy.mean) for row, _ in found]
+        marks.add(*axes.plot([at.mean for _, at in found], means, color=series.ink, lw=1.3), method=series.method)
+        for row, at in found:
+            _put(axes, row, at, row.accuracy, (series.ink, series.marker), marks, row.full_name)
             for index, (control, accuracy) in enumerate(row.controls.items() if view.density else ()):
                 look, aside = (series.ink, CONTROL_MARKERS.get(control, "1")), 3.0 if index % 2 else -3.0
-                name = f"{row.full_name}, {control_name(control)}"
-                _put(axes, row, view, accuracy, look, tips, name, aside=aside)
+                called = f"{row.full_name}, {control_name(control)}"
+                _put(axes, row, at, accuracy, look, marks, called, aside=aside)
                 shown.append(accuracy)
     accuracy_axis(axes, [s.mean + sign * (s.sd or 0.0) for s in shown for sign in (-1, 1)])
     ratio_axis(axes, places, percents=view.density)
@@ -175,18 +184,28 @@ def _draw(axes: Axes, task: Task, view: View) -> dict[str, str]:
     if view.density:
         axes.invert_xaxis()
     else:
-        label_ends(axes, [_end(series, view) for series in drawn])
-    return tips
+        ended = [series for series in drawn if list(_placed(series, view))]
+        labels = label_ends(axes, [_end(series, view) for series in ended])
+        for series, label in zip(ended, labels, strict=True):
+            marks.add(label, method=series.method)
+    return marks
+
+
+def _placed(series: Series, view: View) -> Iterator[tuple[Row, Stat]]:
+    """The rows that have a place; no logarithm has room for an empty ticket."""
+    for row in series.rows:
+        if (at := view.place(row)) is not None and at.mean > 0:
+            yield row, at
 
 
 def _end(series: Series, view: View) -> EndLabel:
     """Beside the last round of a series the density that it came to."""
     path, bars = [], []
-    for row in series.rows:
-        x, y, sd = view.place(row).mean, clipped(row.accuracy.mean), row.accuracy.sd or 0.0
+    for row, at in _placed(series, view):
+        x, y, sd = at.mean, clipped(row.accuracy.mean), row.accuracy.sd or 0.0
         path.append((x, y))
         bars.append(((x, y - sd), (x, clipped(y + sd))))
-    return EndLabel(path, bars, percent(series.rows[-1].density.mean), series.ink)
+    return EndLabel(path, bars, percent(row.density.mean), series.ink)
 
 
 def _dense_lines(axes: Axes, task: Task) -> None:
@@ -206,28 +225,28 @@ def _longer(row: Row) -> bool:
 def _put(
     axes: Axes,
     row: Row,
-    view: View,
+    at: Stat,
     accuracy: Stat,
     look: tuple[str, str],
-    tips: dict[str, str],
-    name: str,
+    marks: Marks,
+    called: str,
     *,
     aside: float = 0.0,
 ) -> None:
     """One mark with its bars, `aside` points to the right of its place."""
-    (ink, marker), at, y, sd = look, view.place(row), clipped(accuracy.mean), accuracy.sd or 0.0
+    (ink, marker), y, sd = look, clipped(accuracy.mean), accuracy.sd or 0.0
+    method = "" if row.dense else row.method
     zorder = 2.8 if aside else 3.0
     moved = axes.transData + ScaledTranslation(aside / 72, 0, figure_of(axes).dpi_scale_trans)
     bars: dict[str, Any] = {"color": ink, "lw": 1, "alpha": 0.6, "zorder": zorder - 0.1, "transform": moved}
     if sd:
-        axes.vlines(at.mean, y - sd, clipped(y + sd), **bars)
+        marks.add(axes.vlines(at.mean, y - sd, clipped(y + sd), **bars), method=method)
     if at.sd and at.sd < at.mean:
-        axes.hlines(y, at.mean - at.sd, at.mean + at.sd, **bars)
-    gid = f"p{len(tips)}"
+        marks.add(axes.hlines(y, at.mean - at.sd, at.mean + at.sd, **bars), method=method)
     spent = f"{row.epochs_all.mean:,.6g} epochs"
-    tips[gid] = f"{name}: {percent(row.density.mean)} of the weights, {spread(accuracy)}, {spent}"
-    style: dict[str, Any] = {"color": ink, "ms": _size(marker), "mew": _edge(marker), "gid": gid}
-    axes.plot([at.mean], [y], marker, zorder=zorder, transform=moved, **style)
+    tip = f"{called}: {percent(row.density.mean)} of the weights, {spread(accuracy)}, {spent}"
+    style: dict[str, Any] = {"color": ink, "ms": size(marker), "mew": _edge(marker)}
+    marks.add(*axes.plot([at.mean], [y], marker, zorder=zorder, transform=moved, **style), method=method, tip=tip)
 
 
 def _mark(entry: Entry, prefix: str) -> str:
@@ -241,6 +260,6 @@ def _mark(entry: Entry, prefix: str) -> str:
         if entry.line:
             axes.plot([0, 1], [0.5, 0.5], color=entry.ink, lw=1.3, ls=entry.line)
         if entry.marker:
-            look: dict[str, Any] = {"ms": _size(entry.marker), "mew": _edge(entry.marker)}
+            look: dict[str, Any] = {"ms": size(entry.marker), "mew": _edge(entry.marker)}
             axes.plot([0.5], [0.5], entry.marker, color=entry.ink, **look)
         return inline(figure, prefix, title="")

@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 
 FONT = 9.0  # points
 SIDES = [(1, 0), (1, 1), (1, -1), (0, 1), (0, -1), (-1, 0), (-1, 1), (-1, -1), (1, 2), (1, -2), (-1, 2), (-1, -2)]
@@ -33,10 +34,10 @@ def figure_of(axes: Axes) -> Figure:
     return figure
 
 
-def label_ends(axes: Axes, labels: Sequence[EndLabel]) -> None:
+def label_ends(axes: Axes, labels: Sequence[EndLabel]) -> list[Annotation]:
     """Put each label beside its end: within the axes, and over as little as possible of the curves and other labels.
 
-    Call it when the limits of the axes are final.
+    Call it when the limits of the axes are final. Returns them in the same order.
     """
     figure = figure_of(axes)
     figure.draw_without_rendering()  # now the layout is known
@@ -49,6 +50,7 @@ def label_ends(axes: Axes, labels: Sequence[EndLabel]) -> None:
     taken = np.concatenate([np.empty((0, 2)), *(_samples(points(line)) for line in lines)])
     x0, y0, x1, y1 = (edge * scale for edge in axes.get_window_extent().extents)
     boxes: list[tuple[np.ndarray, np.ndarray]] = []
+    put = []
     for label in labels:
         end = points(label.path)[-1]
         size = np.array([0.62 * len(label.text), 1.1]) * FONT
@@ -64,7 +66,7 @@ def label_ends(axes: Axes, labels: Sequence[EndLabel]) -> None:
         *_, middle = min(candidates, key=lambda candidate: candidate[:2])
         boxes.append((middle - size / 2, middle + size / 2))
         offset = middle - end
-        axes.annotate(
+        annotation = axes.annotate(
             label.text,
             label.path[-1],
             xytext=(float(offset[0]), float(offset[1])),
@@ -74,6 +76,8 @@ def label_ends(axes: Axes, labels: Sequence[EndLabel]) -> None:
             ha="center",
             va="center",
         )
+        put.append(annotation)
+    return put
 
 
 def _samples(path: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ class Entry:
     density: float
     epochs: float | None
     origin: str
+    method: str
     source: str = ""
 
     @property
@@ -82,13 +83,15 @@ def _published(row: Published) -> Entry:
     assert row.density is not None
     shown = f"{row.value:.1f}" if round(row.value, 1) == row.value else f"{row.value:g}"
     origin = f"{row.paper}, {row.where}"
-    return Entry(method_name(row.method), row.value, shown + around, row.density, row.epochs, origin, row.source)
+    return Entry(
+        method_name(row.method), row.value, shown + around, row.density, row.epochs, origin, row.method, row.source
+    )
 
 
 def _measured(row: Row, task: Task, published: Sequence[Published]) -> Entry:
     origin = "; ".join(["measured here", *notes(row, task, published)])
     shown, epochs = spread(row.accuracy, unit=""), row.training.mean
-    return Entry(row.full_name, 100 * row.accuracy.mean, shown, row.density.mean, epochs, origin)
+    return Entry(row.full_name, 100 * row.accuracy.mean, shown, row.density.mean, epochs, origin, row.method)
 
 
 def sources(groups: Sequence[Group]) -> str:

@@ -11,21 +11,28 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from tombola.files import write_atomically
 from tombola.lab.errors import LabError
 from tombola.lab.report import figures
 from tombola.lab.report.columns import control_column, reading, result_columns
 from tombola.lab.report.csvfile import csv_text
-from tombola.lab.report.findings import account, findings, matching, trust
+from tombola.lab.report.findings import account, findings, trust
+from tombola.lab.report.layers import layer_table
 from tombola.lab.report.leaderboard import CAVEAT, Group, leaderboard, sources
+from tombola.lab.report.panels import Look, panels
+from tombola.lab.report.paper import pictures
 from tombola.lab.report.reading import Run, find_runs, read_run
 from tombola.lab.report.rows import Row, Summary, Task, method_name
 from tombola.lab.report.summary import summarise
-from tombola.lab.report.svg import INK, colours
+from tombola.lab.report.svg import STYLE, colours, inline
 from tombola.lab.report.words import count, listing, percent, spread
+
+PIXELS = 104  # of the page, to an inch of a figure
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,7 @@ def write_report(
     output: Path | None = None,
     *,
     figure: Path | None = None,
+    figures_folder: Path | None = None,
     commands: Sequence[str] = (),
 ) -> Written:
     """Write the report of every run at or below `folders`.
@@ -59,28 +67,32 @@ def write_report(
         folders: run folders, or folders of run folders.
         output: the page; None: `report.html` in the first folder. The CSV goes beside it as `results.csv`.
         figure: an SVG file for test accuracy against density, apart from the page; None: no such file.
+        figures_folder: where every figure goes as PDF, SVG and PNG; made if need be. None: no such files.
         commands: how to run it again, shown at the foot of the page.
 
     Raises:
-        LabError: no run there, a damaged one, no ticket for the figure, or a place that cannot be written to.
+        LabError: no run there, a damaged one, no ticket for the figures, or a place that cannot be written to.
     """
     summary = read_summary(folders)
     html = folders[0] / "report.html" if output is None else output
     table = html.with_name("results.csv" if html.stem == "report" else f"{html.stem}.csv")
     _write(table, csv_text(summary), "-o")
     _write(html, render(summary, csv_name=table.name, commands=commands), "-o")
+    tasks = [task for task in summary.tasks if task.tickets]
+    if not tasks and (place := figure or figures_folder):
+        raise LabError(f"{place}: there is no sparse network to draw yet; finish a run first")
     if figure is not None:
-        tasks = [task for task in summary.tasks if task.tickets]
-        if not tasks:
-            raise LabError(f"{figure}: there is no sparse network to draw yet; finish a run first")
         _write(figure, figures.picture(tasks), "--figure")
+    if figures_folder is not None:
+        for name, content in pictures(summary):
+            _write(figures_folder / name, content, "--figures")
     return Written(html=html, csv=table, summary=summary)
 
 
-def _write(path: Path, text: str, option: str) -> None:
+def _write(path: Path, content: str | bytes, option: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text.encode())
+        write_atomically(path, content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise LabError(f"{path}: cannot be written: {error.strerror}; choose another place with {option}") from error
 
@@ -99,7 +111,7 @@ def render(summary: Summary, *, csv_name: str, commands: Sequence[str]) -> str:
         title=_title(summary),
         account=account(summary),
         unfinished=_unfinished(summary),
-        tasks=[_task(task, number) for number, task in enumerate(summary.tasks, start=1)],
+        tasks=[_task(task, summary.runs, number) for number, task in enumerate(summary.tasks, start=1)],
         table=_table(summary),
         warnings=_warnings(summary.runs),
         commands=commands,
@@ -131,27 +143,49 @@ def _unfinished(summary: Summary) -> str:
     return f"{missing} of {count(total, 'run')} {verb} not finished." if missing else ""
 
 
-def _task(task: Task, number: int) -> dict[str, Any]:
-    drawn = bool(task.tickets)
-    spent = figures.EPOCHS if task.searched else figures.ARITHMETIC
+def _task(task: Task, runs: Sequence[Run], number: int) -> dict[str, Any]:
     return {
         "data": task.data,
         "model": task.model,
         "findings": findings(task),
-        "legend": [(Markup(mark), name) for mark, name in figures.legend(task, f"l{number}")],
-        "by_density": Markup(figures.svg(task, figures.DENSITY, f"d{number}")) if drawn else "",
-        "by_epochs": Markup(figures.svg(task, spent, f"e{number}")) if drawn else "",
-        "several": len(task.seeds) > 1,
-        "swept": task.swept,
+        "legend": [(Markup(mark), entry) for mark, entry in figures.legend(task, f"l{number}")] if task.tickets else [],
+        "panels": _panels(task, runs, number),
         "searched": task.searched,
         "noun": task.noun,
-        "layers": _layers(task),
+        "layers": layer_table(task),
         "leaderboard": [_group(group) for group in leaderboard(task)],
         "sources": sources(leaderboard(task)),
         "caveat": CAVEAT,
         "trust": trust(task),
         "soft": [_soft(row) for row in task.tickets if row.gap is not None],
     }
+
+
+def _panels(task: Task, runs: Sequence[Run], number: int) -> list[dict[str, Any]]:
+    """The figures, each view of them as an element."""
+    letters = iter("abcdefghijk")
+    return [
+        {
+            "heading": panel.heading,
+            "wide": panel.wide,
+            "looks": [
+                {
+                    "label": look.label,
+                    "caption": look.caption,
+                    "width": round(look.size[0] * PIXELS),
+                    "svg": Markup(_drawn(look, f"{next(letters)}{number}")),
+                }
+                for look in panel.looks
+            ],
+        }
+        for panel in panels(task, runs)
+    ]
+
+
+def _drawn(look: Look, prefix: str) -> str:
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=look.size, layout="constrained")
+        return inline(figure, prefix, title=look.title, marks=look.draw(figure))
 
 
 def _group(group: Group) -> dict[str, Any]:
@@ -164,6 +198,7 @@ def _group(group: Group) -> dict[str, Any]:
             "epochs": "" if entry.epochs is None else f"{entry.epochs:,.6g}",
             "origin": entry.origin,
             "measured": entry.measured,
+            "method": entry.method,
         }
         for entry in group.entries
     ]
@@ -179,6 +214,7 @@ def _soft(row: Row) -> dict[str, str]:
     dead = ", ".join(row.dead) or "none"
     return {
         "name": row.name,
+        "method": row.method,
         "round": str(row.round or ""),
         "undecided": undecided,
         "soft": soft,
@@ -188,18 +224,18 @@ def _soft(row: Row) -> dict[str, str]:
 
 
 def _table(summary: Summary) -> dict[str, Any]:
-    """All results: headings, rows, and what the filters offer. Rows know their filters by number."""
+    """All results: headings, rows, and what the filters offer: what rows know them by, and the words for it."""
     tasks = summary.tasks
     controls = dict.fromkeys(control for task in tasks for control in task.controls)
     columns = [*result_columns(tasks), *map(control_column, controls)]
     alike = len({task.data for task in tasks}) == 1
     models = [task.model if alike else f"{task.model} on {task.data}" for task in tasks]
-    methods = list(dict.fromkeys(method_name(row.method) for task in tasks for row in task.rows))
+    methods = {row.method: method_name(row.method) for task in tasks for row in task.rows}
     rows = [
         {
             "task": number,
             "model": models[number - 1],
-            "method": 1 + methods.index(method_name(row.method)),
+            "method": row.method,
             "name": row.name,
             "good": row.good,
             "cells": [
@@ -213,8 +249,7 @@ def _table(summary: Summary) -> dict[str, Any]:
     return {
         "columns": [column.name for column in columns],
         "rows": rows,
-        "models": models,
-        "methods": methods,
+        "filters": {"model": dict(enumerate(models, start=1)), "method": methods},
         "reading": reading(tasks),
         "controlled": bool(controls),
         "noun": "A ticket" if any(task.searched for task in tasks) else "A sparse network",
@@ -223,43 +258,6 @@ def _table(summary: Summary) -> dict[str, Any]:
 
 def _key(value: float | None) -> str:
     return "" if value is None else repr(value)
-
-
-def _layers(task: Task) -> dict[str, Any] | None:
-    """Per-layer densities of one ticket of each search, as bars on one scale."""
-    inks = {value: role for role, value in INK.items()}
-    shown: list[tuple[Row, str]] = []
-    for series in figures.series_of(task):
-        row = matching(series.rows) or max(series.rows, key=lambda row: row.accuracy.mean)
-        if row.layers:
-            shown.append((row, inks[series.ink]))
-    if not shown:
-        return None
-    names = dict.fromkeys((layer.name, layer.size) for row, _ in shown for layer in row.layers)
-    longest = max(layer.kept / layer.size for row, _ in shown for layer in row.layers)
-    found = [({layer.name: layer.kept / layer.size for layer in row.layers}, ink) for row, ink in shown]
-    return {
-        "longest": percent(longest),
-        "columns": [
-            {"name": row.name, "detail": f"round {row.round}, {percent(row.density.mean)}" if row.round else ""}
-            for row, _ in shown
-        ],
-        "rows": [
-            {
-                "name": name,
-                "size": f"{size:,}",
-                "cells": [_cell(density.get(name), ink, longest) for density, ink in found],
-            }
-            for name, size in names
-        ],
-    }
-
-
-def _cell(density: float | None, ink: str, longest: float) -> dict[str, Any]:
-    if density is None:
-        return {"width": 0, "text": "–", "ink": ink, "dead": False}
-    text = percent(density) if density else "empty"
-    return {"width": f"{100 * density / max(longest, 1e-12):.2f}", "text": text, "ink": ink, "dead": not density}
 
 
 def _warnings(runs: Iterable[Run]) -> list[dict[str, str]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from tombola.lab.errors import LabError
+from tombola.lab.report.epochs import Epoch, read_epoch
+from tombola.lab.report.fields import field as _field
+from tombola.lab.report.fields import finite as _finite
 
 CONFIG, METRICS, DONE = "config.json", "metrics.jsonl", "done.json"
 
@@ -61,7 +63,8 @@ class Result:
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder: who it is (config), what it found (results), what it warned of, and whether it is finished.
+    """One run folder: who it is (config), what it found (results), what it warned of, and whether it is finished;
+    and its epochs on the way.
 
     `original` is whether its data are the publisher's own files; None: not known.
     """
@@ -76,6 +79,7 @@ class Run:
     finished: bool
     versions: Mapping[str, str]
     original: bool | None = None
+    epochs: tuple[Epoch, ...] = ()
 
     @property
     def method_settings(self) -> Mapping[str, Any]:
@@ -115,10 +119,13 @@ def read_run(folder: Path) -> Run:
     results: list[Result] = []
     warnings: list[str] = []
     original: bool | None = None
+    epochs: list[Epoch] = []
     for place, record in _records(folder / METRICS):
         kind = record.get("kind")
         if kind == "result":
             results.append(_result(record, place))
+        elif kind == "epoch":
+            epochs.append(read_epoch(record, place))
         elif kind == "warning" and record.get("text") not in warnings:
             warnings.append(str(record.get("text")))
         elif kind == "data":
@@ -134,6 +141,7 @@ def read_run(folder: Path) -> Run:
         finished=finished,
         versions=_versions(folder, results),
         original=original,
+        epochs=tuple(epochs),
     )
 
 
@@ -242,17 +250,6 @@ def _layer(layer: object, place: str) -> Layer:
     )
 
 
-def _field(record: Mapping[str, Any], key: str, kind: type | tuple[type, ...], place: str) -> Any:
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
-    if key not in record:
-        raise LabError(f"{place}: has no {key} ({wanted}); the file is damaged or was written by another version")
-    value = record[key]
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise LabError(f"{place}: {key} is {value!r}, must be {wanted}; the file is damaged or foreign")
-    return value
-
-
 def _name(config: Mapping[str, Any], key: str, folder: Path) -> str:
     """The name of the data or the model: a string, or an object that carries it under "name"."""
     value = config.get(key)
@@ -261,7 +258,3 @@ def _name(config: Mapping[str, Any], key: str, folder: Path) -> str:
     if not isinstance(value, str):
         raise LabError(f"{folder / CONFIG}: {key} is {value!r}, must be a name; the file is damaged or foreign")
     return value
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None

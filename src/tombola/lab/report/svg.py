@@ -1,8 +1,8 @@
 """Turning matplotlib's SVG into a piece of a web page: inlined, named, themed by the page's CSS variables, repeatable.
 
 Matplotlib writes literal colours and page-wide ids. Here each colour that stands for a role (text, grid, series 1 …) is
-a sentinel, which becomes `var(--role)` so that one figure is right on light and on dark; ids get a prefix, so that
-several figures can live in one page; fonts are left to the page.
+that of the light page, which becomes `var(--role)` so that one figure is right on light and on dark; ids get a prefix,
+so that several figures can live in one page; fonts are left to the page.
 """
 
 from __future__ import annotations
@@ -10,16 +10,26 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from tombola.lab.report.marks import Marks
+
 ROLES = ("text", "muted", "grid", "dense", "s1", "s2", "s3", "s4", "s5")
-INK = {role: f"#{0x10203 + 0x10101 * i:06x}" for i, role in enumerate(ROLES)}
-"""The sentinel colour of each role; no figure uses these for anything else."""
+
+
+def colours() -> str:
+    """CSS that gives each role its colour, on light and on dark."""
+    return (resources.files("tombola.lab.report") / "templates" / "colours.css").read_text(encoding="utf-8").strip()
+
+
+INK = {role: re.findall(rf"--{role}: (#\w+)", colours())[0] for role in ROLES}
+"""The colour of each role on light; no two are equal, and no figure uses these for anything else."""
+
+_FINE = re.compile(r"(\.\d\d)\d+")  # hundredths of a point are enough for a screen
 
 STYLE: dict[Any, Any] = {  # of `matplotlib.rc_context`
     "svg.hashsalt": "tombola",  # ids follow from the content, so equal inputs give equal bytes
@@ -44,14 +54,14 @@ STYLE: dict[Any, Any] = {  # of `matplotlib.rc_context`
 }
 
 
-def inline(figure: Figure, prefix: str, *, title: str, points: Mapping[str, str] | None = None) -> str:
+def inline(figure: Figure, prefix: str, *, title: str, marks: Marks | None = None) -> str:
     """`figure` as one `<svg>` element for a page.
 
     Args:
         figure: drawn under `rc_context(STYLE)` with colours from `INK`.
         prefix: put before every id; unique in the page.
         title: what the figure shows, for those who cannot see it (empty: the figure is decoration).
-        points: text to show when pointing at an artist, by the artist's gid.
+        marks: what its artists stand for; a method becomes their `data-method`.
     """
     svg = _themed(figure)
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)  # HTML knows what an <svg> is
@@ -59,11 +69,18 @@ def inline(figure: Figure, prefix: str, *, title: str, points: Mapping[str, str]
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     svg = re.sub(r'href="#', f'href="#{prefix}-', svg)
     svg = re.sub(r"url\(#", f"url(#{prefix}-", svg)
-    for gid, text in (points or {}).items():
-        svg = svg.replace(f'<g id="{prefix}-{gid}">', f'<g id="{prefix}-{gid}"><title>{html.escape(text)}</title>')
+    if marks is not None:
+        svg = re.sub(rf'<g id="{prefix}-(p\d+)">', lambda match: _part(marks, match[1]), svg)
+    svg = re.sub(r'(?<=\s)(?:d|x|y|transform)="[^"]*"', lambda match: _FINE.sub(r"\1", match[0]), svg)
     label = f'role="img" aria-label="{html.escape(title)}"' if title else 'aria-hidden="true"'
     svg = re.sub(r'<svg\s+width="[^"]*"\s+height="[^"]*"', f"<svg {label}", svg, count=1)
     return re.sub(r'\sversion="1.1"', "", svg, count=1)
+
+
+def _part(marks: Marks, gid: str) -> str:
+    method = f' data-method="{html.escape(marks.methods[gid])}"' if marks.methods[gid] else ""
+    title = f"<title>{html.escape(marks.tips[gid])}</title>" if marks.tips[gid] else ""
+    return f"<g{method}>{title}"
 
 
 def standalone(figure: Figure, *, title: str) -> str:
@@ -79,11 +96,6 @@ def standalone(figure: Figure, *, title: str) -> str:
     return f"{svg}\n"
 
 
-def colours() -> str:
-    """CSS that gives each role its colour, on light and on dark."""
-    return (resources.files("tombola.lab.report") / "templates" / "colours.css").read_text(encoding="utf-8").strip()
-
-
 def _themed(figure: Figure) -> str:
     """The `<svg>` element as matplotlib writes it, with the page's fonts and a CSS variable for each role's colour."""
     buffer = io.StringIO()
@@ -93,6 +105,6 @@ def _themed(figure: Figure) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
-    for role, sentinel in INK.items():
-        svg = svg.replace(sentinel, f"var(--{role})")
+    for role, colour in INK.items():
+        svg = svg.replace(colour, f"var(--{role})")
     return re.sub(r"\n\s*\n", "\n", svg).strip()

@@ -3,10 +3,6 @@
   const table = document.querySelector("table.results");
   const body = table.tBodies[0];
   const headers = [...table.tHead.rows[0].cells];
-  const filters = document.querySelector(".filters");
-  const status = filters.querySelector("[role=status]");
-  const wanted = {};
-  filters.hidden = false;
 
   // Numbers by size, words by the alphabet, empty cells last either way; rows that tie stay in their order.
   const compare = (a, b, sign) => {
@@ -22,18 +18,33 @@
     body.append(...[...body.rows].sort((a, b) => compare(value(a), value(b), sign)));
   }));
 
-  for (const group of filters.querySelectorAll("[data-filter]")) {
-    const chips = [...group.children];
-    for (const chip of chips) chip.addEventListener("click", () => {
-      wanted[group.dataset.filter] = chip.dataset.value;
-      for (const other of chips) other.setAttribute("aria-pressed", other === chip);
-      table.classList.toggle("one-model", Boolean(wanted.model));
-      let shown = 0;
-      for (const row of body.rows) {
-        row.hidden = Object.entries(wanted).some(([name, value]) => value && row.dataset[name] !== value);
-        shown += !row.hidden;
-      }
-      status.textContent = shown === body.rows.length ? `${shown} rows` : `${shown} of ${body.rows.length} rows`;
+  // Chips add up; none is all. They hide rows, columns, parts of figures, and what has nothing left to show.
+  const wanted = {model: new Set(), method: new Set()};
+  const filters = document.querySelector(".filters");
+  const shows = part => Object.entries(wanted).every(([name, values]) =>
+    !values.size || !(name in part.dataset) || values.has(part.dataset[name]));
+  const show = () => {
+    for (const part of document.querySelectorAll("main [data-model], main [data-method]"))
+      part.toggleAttribute("hidden", !shows(part));
+    for (const whole of document.querySelectorAll("main [data-whole]"))
+      whole.hidden = ![...whole.querySelectorAll("[data-method]")].some(part => !part.hasAttribute("hidden"));
+    table.classList.toggle("one-model", wanted.model.size === 1);
+    const [all, left] = [body.rows.length, [...body.rows].filter(row => !row.hidden).length];
+    filters.querySelector("[role=status]").textContent = left === all ? `${all} rows` : `${left} of ${all} rows`;
+  };
+  for (const group of filters ? filters.querySelectorAll("[data-filter]") : []) {
+    const values = wanted[group.dataset.filter];
+    const [every, ...chips] = group.children;
+    for (const chip of group.children) chip.addEventListener("click", () => {
+      if (chip === every) values.clear();
+      else if (!values.delete(chip.dataset.value)) values.add(chip.dataset.value);
+      every.setAttribute("aria-pressed", !values.size);
+      for (const other of chips) other.setAttribute("aria-pressed", values.has(other.dataset.value));
+      show();
     });
+  }
+  if (filters) {
+    filters.hidden = false;
+    show();
   }
 }

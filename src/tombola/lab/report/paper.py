@@ -1,0 +1,63 @@
+"""Every figure of a report as files for a paper: PDF, SVG and PNG, the same bytes for the same runs."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from tombola.lab.report.figures import handle, name
+from tombola.lab.report.panels import Look, layers, panels
+from tombola.lab.report.rows import Summary
+from tombola.lab.report.svg import STYLE
+
+FORMATS: dict[str, dict[str, Any]] = {
+    "pdf": {"metadata": {"CreationDate": None, "Creator": None, "Producer": None}},
+    "svg": {"metadata": {"Date": None, "Creator": None}},
+    "png": {"metadata": {"Software": None}, "dpi": 300},
+}
+PRINTED: dict[Any, Any] = STYLE | {"svg.fonttype": "path", "pdf.fonttype": 42, "font.size": 10}
+"""As on the light page; no reader of the file needs the fonts."""
+
+
+def pictures(summary: Summary) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each file, one after the other; names tell model, data and view."""
+    taken: set[str] = set()
+    for task in summary.tasks:
+        for panel in [*panels(task, summary.runs), layers(task)]:
+            for look in panel.looks:
+                stem = _free(_plain(f"{name(task)}-{look.key}"), taken)
+                for suffix in FORMATS:
+                    yield f"{stem}.{suffix}", _picture(look, suffix)
+
+
+def _picture(look: Look, suffix: str) -> bytes:
+    buffer = io.BytesIO()
+    with mpl.rc_context(PRINTED):
+        rows = -(-len(look.legend) // 2)
+        figure = Figure(figsize=(look.size[0], look.size[1] + 0.2 * rows), layout="constrained")
+        look.draw(figure)
+        if look.legend:
+            marks = [handle(entry) for entry in look.legend]
+            texts = [entry.text for entry in look.legend]
+            figure.legend(marks, texts, loc="outside lower center", ncols=2, fontsize=9)
+        figure.savefig(buffer, format=suffix, **FORMATS[suffix])
+    return buffer.getvalue()
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^\w.]+", "-", text).strip("-.")
+
+
+def _free(stem: str, taken: set[str]) -> str:
+    """The name, or with a number if it is taken."""
+    number = 2
+    found = stem
+    while found.lower() in taken:
+        found, number = f"{stem}-{number}", number + 1
+    taken.add(found.lower())
+    return found

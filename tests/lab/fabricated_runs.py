@@ -150,3 +150,53 @@ def trainings(out: Path, *, seeds: tuple[int, ...] = (0, 1, 2)) -> Path:
                 method = {"kind": name, "density": density}
                 write(out / f"{name}-conv_digits-digits-s{seed}-{density:g}", config(method, seed), [record])
     return out
+
+
+def epoch(phase: str, round_: int, number: int, accuracy: float, **more: Any) -> dict[str, Any]:
+    record = {
+        "kind": "epoch", "phase": phase, "round": round_, "label": None, "epoch": number, "steps": 22 * number,
+        "train_loss": 1.0 / number, "test_loss": 1.1 / number, "test_accuracy": accuracy, "hard_test_accuracy": None,
+        "hard_test_loss": None, "density": 1.0, "temperature": None, "undecided": None, "lr": 0.1,
+    }  # fmt: skip
+    return record | more
+
+
+def moved(dropped: int, grown: int) -> dict[str, Any]:
+    """Of 1,000 connections in two layers, after they moved."""
+    first = {"kept": 600 + grown - dropped, "dropped": dropped, "grown": grown}
+    return {"conv1.weight": {"kept": 400, "dropped": 0, "grown": 0}, "conv2.weight": first}
+
+
+def followed(out: Path, *, seeds: tuple[int, ...] = (0, 1), epochs: int = 4) -> Path:
+    """Runs of every kind that tell what happened while they trained: accuracies rise by a tenth an epoch."""
+    for seed in seeds:
+
+        def rising(phase: str, round_: int, first: float, seed: int = seed, **more: Any) -> list[dict[str, Any]]:
+            return [epoch(phase, round_, n, first + 0.1 * n + 0.02 * seed, **more) for n in range(1, epochs + 1)]
+
+        once = {"ticket": None, "epochs_search": 0, "epochs_total": epochs, "arithmetic": 4.0}
+        for method, density, accuracy in (("dense", 1.0, 0.84), ("rigl", 0.1, 0.7), ("gmp", 0.1, 0.75)):
+            records = rising("train", 0, accuracy - 0.4)
+            if method == "rigl":
+                records = [record | {"moved": moved(300 // n, 300 // n)} for n, record in enumerate(records, 1)]
+            if method == "gmp":
+                records = [record | {"moved": moved(100, 0)} for record in records]
+            setting = "" if method == "dense" else "density=0.1"
+            records.append(result(method, setting, 0, density, accuracy + 0.02 * seed, **once))
+            write(out / f"{method}-s{seed}", config({"kind": method, "density": density}, seed), records)
+        for score in (-0.05, 0.05):
+            records = []
+            for round_ in (1, 2):
+                records += rising("search", round_, 0.3, hard_test_accuracy=0.25 + 0.1 * round_ + 0.02 * seed)
+                records[-1]["scores"] = [100, *[0] * 12, *[10 * round_] * 16, *[0] * 12, 900 - 160 * round_]
+                records[-1]["undecided"] = 0.16 * round_
+            for round_ in (1, 2):
+                records += rising("retrain", round_, 0.5 - 0.05 * round_)
+                records.append(result("cs", f"s0={score:g}", round_, 0.2 / round_, 0.9 - 0.05 * round_ + 0.02 * seed))
+            records += rising("control", 2, 0.0, label="shuffled")
+            write(out / f"cs{score}-s{seed}", config({"kind": "cs", "initial_score": score}, seed), records)
+        records = [record for round_ in (1, 2) for record in rising("search", round_, 0.3 + 0.1 * round_)]
+        records += [result("imp", "keep=0.5", 1, 0.5, 0.91), *rising("retrain", 2, 0.4)]
+        records.append(result("imp", "keep=0.5", 2, 0.25, 0.8))
+        write(out / f"imp-s{seed}", config({"kind": "imp", "keep": 0.5}, seed), records)
+    return out

@@ -1,4 +1,4 @@
-"""The report's page in a real browser: it fits narrow and wide windows, and its table sorts and filters."""
+"""The report's page in a real browser: it fits narrow and wide windows, sorts, filters, changes views, and prints."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fabricated_runs import beside_published, study
+from fabricated_runs import beside_published, followed, study
 
 from tombola.lab.report.page import write_report
 
@@ -41,18 +42,29 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report([beside_published(folder / "runs")], folder / "report.html").html
 
 
-def look(page: Path, script: str, *, width: int = 1000, dark: bool = False) -> Any:
-    """What `script` returns when it is run in the page."""
+@pytest.fixture(scope="module")
+def curves(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("curves")
+    return write_report([followed(folder / "runs")], folder / "report.html").html
+
+
+def look_at(page: Path, script: str, widths: Sequence[int], *, dark: bool = False) -> list[Any]:
+    """What `script` returns when it is run in the page, at each of these widths."""
     assert CHROMIUM is not None
     text = page.read_text(encoding="utf-8")
-    run = f"parent.postMessage(JSON.stringify((() => {{ {script} }})()), '*')"
+    run = f"parent.postMessage([Number(name), (() => {{ {script} }})()], '*')"
     probe, frame = page.with_name("probe.html"), page.with_name("frame.html")
     probe.write_text(text.replace("</body>", f"<script>{run}</script></body>"), encoding="utf-8")
     # a frame can be narrower than the narrowest window
+    frames = (
+        f'<iframe src="{probe.name}" name="{n}" style="width: {width}px; height: 1000px; border: 0"></iframe>'
+        for n, width in enumerate(widths)
+    )
     frame.write_text(
         f"""<!doctype html><meta name="color-scheme" content="light dark"><title></title>
-        <script>onmessage = event => document.title = event.data</script>
-        <iframe src="{probe.name}" style="width: {width}px; height: 1000px; border: 0"></iframe>"""
+        <script>const said = [];
+        onmessage = event => {{ said[event.data[0]] = event.data[1]; document.title = JSON.stringify(said) }}</script>
+        {"".join(frames)}"""
     )
     command = [CHROMIUM, *QUIET, f"--user-data-dir={page.with_name('profile')}", "--dump-dom"]
     if dark:
@@ -61,23 +73,38 @@ def look(page: Path, script: str, *, width: int = 1000, dark: bool = False) -> A
     assert "CONSOLE" not in done.stderr  # no error, no warning, nothing missing
     found = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
     assert found, done.stderr
-    return json.loads(html.unescape(found[1]))
+    said: list[Any] = json.loads(html.unescape(found[1]))
+    assert len(said) == len(widths)
+    return said
 
 
-@pytest.mark.parametrize("width", [400, 1000, 1600])
-@pytest.mark.parametrize("which", ["page", "board"])
-def test_fits_the_window(which: str, width: int, request: pytest.FixtureRequest) -> None:
-    page = request.getfixturevalue(which)
-    inner, overflow, wide = look(
-        page,
-        """const wide = [...document.querySelectorAll("body *")].filter(e => !e.closest(".scroll, pre, svg")
-             && e.getBoundingClientRect().right > innerWidth + 0.5).map(e => e.outerHTML.slice(0, 80));
-           return [innerWidth, document.documentElement.scrollWidth - innerWidth, wide]""",
-        width=width,
-    )
-    assert inner == width
-    assert wide == []
-    assert overflow <= 0
+def look(page: Path, script: str, *, dark: bool = False) -> Any:
+    """What `script` returns when it is run in the page."""
+    return look_at(page, script, [1000], dark=dark)[0]
+
+
+@pytest.mark.parametrize("which", ["page", "board", "curves"])
+def test_fits_the_window(which: str, request: pytest.FixtureRequest) -> None:
+    script = """const found = [];
+        const measure = () => {
+          const wide = [...document.querySelectorAll("body *")].filter(e => !e.closest(".scroll, pre, svg")
+            && e.getBoundingClientRect().right > innerWidth + 0.5).map(e => e.outerHTML.slice(0, 80));
+          found.push([document.documentElement.scrollWidth - innerWidth, wide]); };
+        measure();
+        for (const n of [2, 3]) {
+          for (const radio of document.querySelectorAll(`.views label:nth-of-type(${n}) input`)) radio.click();
+          measure();
+        }
+        return [innerWidth, found, performance.getEntriesByType("resource").map(entry => entry.name)]"""
+    widths = [400, 1000, 1600]
+    for width, (inner, found, requests) in zip(
+        widths, look_at(request.getfixturevalue(which), script, widths), strict=True
+    ):
+        assert inner == width
+        for overflow, wide in found:
+            assert wide == []
+            assert overflow <= 0
+        assert requests == []
 
 
 def test_measured_lines_stand_out_among_published_ones(board: Path) -> None:
@@ -151,6 +178,97 @@ def test_filters_by_method_and_model(page: Path) -> None:
     assert len(model) == 26
 
 
+PARTS = """const seen = part => part.getClientRects().length > 0;
+    const chip = name =>
+      [...document.querySelectorAll("[data-filter=method] button")].find(b => b.textContent === name);
+    const methods = selector => [...new Set([...document.querySelectorAll(selector)].filter(seen)
+      .map(part => part.dataset.method))].sort();
+    const state = () => ({
+      figures: methods("figure g[data-method]"), legend: methods(".legend li[data-method]"),
+      layers: methods(".layers [data-method]"), rows: methods(".results tr[data-method]"),
+      scores: [...document.querySelectorAll("figure")].some(f => seen(f) && f.textContent.includes("β·s|")),
+      dense: [...document.querySelectorAll(".legend li")].filter(seen).length,
+      pressed: [...document.querySelectorAll("[data-filter=method] [aria-pressed=true]")].map(b => b.textContent)});"""
+
+
+def test_the_filter_reaches_figures_and_layers(curves: Path) -> None:
+    before, imp, two, rigl, none = look(
+        curves,
+        PARTS
+        + """const out = [state()];
+           for (const name of ["IMP", "RigL", "IMP", "all methods"]) { chip(name).click(); out.push(state()); }
+           return out""",
+    )
+    every = ["cs", "gmp", "imp", "rigl"]
+    for part in ("figures", "legend", "layers"):
+        assert before[part] == every
+        assert imp[part] == ["imp"]
+        assert two[part] == ["imp", "rigl"]
+        assert rigl[part] == ["rigl"]
+    assert [state["pressed"] for state in (imp, two, rigl)] == [["IMP"], ["IMP", "RigL"], ["RigL"]]
+    assert rigl["rows"] == ["rigl"]
+    assert (before["scores"], imp["scores"]) == (True, False)  # of CS alone: no empty box is left
+    assert imp["dense"] == 2  # what all are held against stays
+    assert none == before
+
+
+def test_the_filter_hides_published_lines(board: Path) -> None:
+    shown = look(
+        board,
+        PARTS
+        + """chip("Static").click();
+           const groups = [...document.querySelectorAll(".board tbody")].filter(seen);
+           return [methods(".board tr[data-method]"), groups.length]""",
+    )
+    assert shown == [["static"], 1]
+
+
+SHOWN = """[...document.querySelectorAll(".views")].map(v => [...v.querySelectorAll("figure")]
+    .map(f => Number(f.getClientRects().length > 0)))"""
+
+
+def test_each_figure_shows_one_view(curves: Path) -> None:
+    first, second, third, names, focus = look(
+        curves,
+        f"""const shown = () => {SHOWN};
+            const out = [shown()];
+            for (const n of [2, 3]) {{
+              for (const radio of document.querySelectorAll(`.views label:nth-of-type(${{n}}) input`)) radio.click();
+              out.push(shown());
+            }}
+            const fields = [...document.querySelectorAll(".views fieldset")];
+            out.push(fields.map(f => new Set([...f.querySelectorAll("input")].map(i => i.name)).size));
+            out.push(fields.every(f => {{ const radio = f.querySelector(":checked"); radio.focus();
+              return document.activeElement === radio; }}));
+            return out""",
+    )
+    assert first == [[1], [1, 0], [1, 0, 0], [1, 0], [1]]
+    assert second == [[1], [0, 1], [0, 1, 0], [0, 1], [1]]
+    assert third == [[1], [0, 1], [0, 0, 1], [0, 1], [1]]
+    assert names == [1, 1, 1]  # each control is one group of its own
+    assert focus
+
+
+def test_prints_the_first_views(curves: Path) -> None:
+    before, printed, bar, labels = look(
+        curves,
+        f"""for (const radio of document.querySelectorAll(".views label:nth-of-type(2) input")) radio.click();
+            const before = {SHOWN};
+            const rules = [...document.styleSheets[0].cssRules].filter(rule => rule.media);
+            for (const rule of rules) {{
+              if (rule.conditionText === "print") rule.media.mediaText = "all";
+              else if (rule.conditionText.startsWith("screen")) rule.media.mediaText = "not all";
+            }}
+            const seen = part => part.getClientRects().length > 0;
+            const labels = [...document.querySelectorAll(".views label")].filter(seen).map(l => l.textContent);
+            return [before, {SHOWN}, seen(document.querySelector(".filters")), labels]""",
+    )
+    assert before == [[1], [0, 1], [0, 1, 0], [0, 1], [1]]
+    assert printed == [[1], [1, 0], [1, 0, 0], [1, 0], [1]]
+    assert not bar
+    assert labels == ["epochs spent", "test accuracy", "dropped"]  # what is shown, not what was chosen
+
+
 def test_text_stands_out_on_light_and_on_dark(page: Path) -> None:
     """Contrast of at least 4.5 for words and 3 for lines and marks (WCAG 2.2, 1.4.3 and 1.4.11)."""
     script = """const style = getComputedStyle(document.documentElement);
@@ -164,8 +282,13 @@ def test_text_stands_out_on_light_and_on_dark(page: Path) -> None:
         for (const back of ["--page", "--panel", "--good"]) for (const ink of ["--text", "--muted", "--accent"])
           out[`${ink} on ${back}`] = contrast(ink, back) / 4.5;
         for (const ink of ["--dense", "--s1", "--s2", "--s3", "--s4", "--s5"]) out[ink] = contrast(ink, "--page") / 3;
+        out.strokes = ["cs", "imp"].map(method =>
+          getComputedStyle(document.querySelector(`figure g[data-method=${method}] path`)).stroke);
         return out"""
+    strokes = set[str]()
     for dark in (False, True):
         found = look(page, script, dark=dark)
         assert found.pop("scheme") is dark
+        strokes.update(found.pop("strokes"))
         assert {name: ratio for name, ratio in found.items() if ratio < 1} == {}
+    assert len(strokes) == 4  # the figures follow

@@ -17,7 +17,7 @@ from tombola.lab.report.words import NBSP, percent
 
 UNDECIDED = 4.0
 EDGES = (-11.5, *(place / 2 for place in range(-20, 21)), 11.5)  # the outer bins have no end
-PANEL = (1.75, 1.15)  # inches
+PANEL = (1.4, 1.15)  # inches
 
 
 def histograms_size(found: Sequence[Sequence[Scores]]) -> tuple[float, float]:
@@ -41,10 +41,10 @@ def draw_histograms(figure: Figure, found: Sequence[Sequence[Scores]]) -> Marks:
             axes.grid(visible=False)
             axes.set(yscale="log", ylim=(lowest / 3, 1.4), xlim=(EDGES[0], EDGES[-1]))
             axes.xaxis.set_major_locator(FixedLocator([-10, -4, 4, 10]))
-            axes.xaxis.set_major_formatter(FuncFormatter(_end))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}".replace("-", "−")))
             axes.yaxis.set_major_locator(LogLocator(numticks=4))
             axes.yaxis.set_minor_locator(NullLocator())
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.2g} %"))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.3g} %"))
             axes.tick_params(labelsize=9)
         for axes in axes_row[len(row) :]:
             axes.set_axis_off()
@@ -66,11 +66,6 @@ def undecided(scores: Scores) -> float:
 def _tip(scores: Scores) -> str:
     where = f", round{NBSP}{scores.round}" if scores.round else ""
     return f"{scores.name}{where}: {percent(undecided(scores))} of the scores undecided"
-
-
-def _end(x: float, _: int) -> str:
-    sign = "≤" if x == -10 else "≥" if x == 10 else ""
-    return f"{sign}{x:g}".replace("-", "−")
 
 
 def layers_size(found: Sequence[tuple[Series, Row]]) -> tuple[float, float]:

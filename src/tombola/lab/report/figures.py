@@ -27,6 +27,7 @@ DENSE_MARKER = "d"
 CONTROL_MARKERS = {"shuffled": "x", "reinitialised": "+"}  # drawn a little aside: bars would hide each other
 FAMILIES = {("cs", False): "s1", ("cs", True): "s2", ("imp", False): "s3", ("iss", False): "s4"}
 FAMILIES |= {("rigl", True): "s1", ("gmp", True): "s3", ("set", True): "s4"}
+"""The ink of a method, with or without a density that was asked for, unless another one of the task has it."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,21 @@ def series_of(task: Task) -> list[Series]:
     for row in task.tickets:
         settings.setdefault(row.family if row.trained else row.group, []).append(row)
     series = []
+    inks: dict[tuple[str, bool], str] = {}
     for number, rows in enumerate(settings.values()):
-        ink = INK[FAMILIES.get((rows[0].method, rows[0].asked is not None), "s5")]
+        kind = (rows[0].method, rows[0].asked is not None)
+        if kind not in inks:
+            inks[kind] = _ink(FAMILIES.get(kind, "s5"), list(inks.values()))
+        ink = INK[inks[kind]]
         ordered = tuple(sorted(rows, key=lambda row: (row.round, -row.density.mean)))
         name = rows[0].family if rows[0].trained else rows[0].name
         series.append(Series(name, ordered, ink, MARKERS[number % len(MARKERS)]))
     return series
+
+
+def _ink(wanted: str, used: Sequence[str]) -> str:
+    """The one that is wanted, or else one that was used least."""
+    return min((wanted, "s2", "s4", "s5", "s3", "s1"), key=used.count)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from tombola.lab.report.curves import Curve
 from tombola.lab.report.figures import BAND, size
@@ -33,6 +33,8 @@ def draw_losses(axes: Axes, curves: Sequence[Curve]) -> Marks:
     if 0 < 10 * min(means) < max(means):
         axes.set_yscale("log")
         axes.set_ylim(min(means) / 1.5, max(means) * 1.3)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
     else:
         axes.set_ylim(bottom=0)
     axes.set_ylabel("training loss")

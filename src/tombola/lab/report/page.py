@@ -168,6 +168,7 @@ def _panels(task: Task, runs: Sequence[Run], number: int) -> list[dict[str, Any]
         {
             "heading": panel.heading,
             "wide": panel.wide,
+            "sparse": panel.sparse,
             "looks": [
                 {
                     "label": look.label,

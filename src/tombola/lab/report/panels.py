@@ -38,11 +38,16 @@ class Look:
 
 @dataclass(frozen=True)
 class Panel:
-    """A figure: `heading` and the label of a view make its headline. `wide`: it takes the whole width of the page."""
+    """A figure: `heading` and the label of a view make its headline.
+
+    `wide`: it takes the whole width of the page. `sparse`: it shows no dense net, so that it is empty when the sparse
+    methods in it are hidden.
+    """
 
     heading: str
     looks: tuple[Look, ...]
     wide: bool = False
+    sparse: bool = False
 
 
 def panels(task: Task, runs: Iterable[Run]) -> list[Panel]:
@@ -116,7 +121,7 @@ def _training(task: Task, runs: Sequence[Run]) -> Panel:
     loss = curves.training(task, runs, lambda epoch: epoch.train_loss)
     search = curves.searching(task, runs)
     return Panel(
-        "While training:",
+        "While training",
         tuple(
             _over_epochs(key, label, f"{title}, {figures.name(task)}", f"{caption}{many}.", found, draw)
             for key, label, title, caption, found, draw in (
@@ -143,7 +148,7 @@ def _moves(task: Task, runs: Sequence[Run]) -> Panel:
             caption = f"Connections that were {key} {since}. Methods that move none are left out."
             draw = partial(lines.draw_shares, what=f"connections {key}")
             looks.append(_over_epochs(f"connections-{key}", key, title, caption, found, draw))
-    return Panel("Connections", tuple(looks))
+    return Panel("Connections", tuple(looks), sparse=True)
 
 
 def _over_epochs(
@@ -174,12 +179,12 @@ def _scores(task: Task, runs: Sequence[Run]) -> Panel:
         return Panel("", ())
     look = Look(
         key="scores",
-        label="their share by β·s",
+        label="β·s",
         title=f"Histograms of the scores at the end of each round, {figures.name(task)}",
         caption="Scores s, times the last temperature β, of the first seed of each search: a score above 0 keeps its "
-        "weight. The grey band are undecided ones, |β·s| < 4, whose weights the soft mask neither keeps nor drops. The "
-        "share of the scores is drawn by ratio; what lies beyond ±10 is in the bars at the ends.",
+        "weight. In the grey band are the undecided, |β·s| < 4, which the soft mask neither keeps nor drops. "
+        "Shares are drawn by ratio; what lies beyond ±10 is in the bars at the ends.",
         draw=partial(bars.draw_histograms, found=found),
         size=bars.histograms_size(found),
     )
-    return Panel("Scores at the end of the search:", (look,), wide=True)
+    return Panel("Scores at the end of the search", (look,), wide=look.size[0] > SIZE[0], sparse=True)

@@ -31,12 +31,15 @@ def pictures(summary: Summary) -> Iterator[tuple[str, bytes]]:
         for panel in [*panels(task, summary.runs), layers(task)]:
             for look in panel.looks:
                 stem = _free(_plain(f"{name(task)}-{look.key}"), taken)
-                for suffix in FORMATS:
-                    yield f"{stem}.{suffix}", _picture(look, suffix)
+                figure = _drawn(look)
+                for suffix, options in FORMATS.items():
+                    buffer = io.BytesIO()
+                    with mpl.rc_context(PRINTED):
+                        figure.savefig(buffer, format=suffix, **options)
+                    yield f"{stem}.{suffix}", buffer.getvalue()
 
 
-def _picture(look: Look, suffix: str) -> bytes:
-    buffer = io.BytesIO()
+def _drawn(look: Look) -> Figure:
     with mpl.rc_context(PRINTED):
         rows = -(-len(look.legend) // 2)
         figure = Figure(figsize=(look.size[0], look.size[1] + 0.2 * rows), layout="constrained")
@@ -45,8 +48,7 @@ def _picture(look: Look, suffix: str) -> bytes:
             marks = [handle(entry) for entry in look.legend]
             texts = [entry.text for entry in look.legend]
             figure.legend(marks, texts, loc="outside lower center", ncols=2, fontsize=9)
-        figure.savefig(buffer, format=suffix, **FORMATS[suffix])
-    return buffer.getvalue()
+    return figure
 
 
 def _plain(text: str) -> str:

@@ -5,22 +5,23 @@ from __future__ import annotations
 import re
 import statistics
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import pytest
 from fabricated_runs import config as settings
 from fabricated_runs import epoch, followed, result, study, trainings, write
+from matplotlib.figure import Figure
 
 from tombola.lab.cli.main import run
 from tombola.lab.errors import LabError
 from tombola.lab.report import curves, panels
 from tombola.lab.report.bars import EDGES, undecided
-from tombola.lab.report.figures import views
+from tombola.lab.report.figures import DENSITY, draw, series_of, views
 from tombola.lab.report.page import read_summary, write_report
-from tombola.lab.report.paper import pictures
+from tombola.lab.report.paper import files, pictures
 from tombola.lab.report.reading import read_run
 from tombola.lab.report.rows import Summary, Task
+from tombola.lab.report.svg import INK
 from tombola.lab.runs import watch
 
 
@@ -115,6 +116,32 @@ def test_only_what_all_seeds_measured_is_averaged(tmp_path: Path) -> None:
     assert curve.epochs == (2, 4, 5)
 
 
+def test_methods_of_a_task_have_inks_of_their_own(task: Task) -> None:
+    """RigL and CS would have the same one if they were alone, IMP and GMP another."""
+    inks = {series.method: series.ink for series in series_of(task)}
+    assert len(set(inks.values())) == len(inks) == 4
+    assert inks["cs"] == INK["s1"]  # of two that want one the first has it
+    assert {series.ink for series in series_of(task) if series.method == "cs"} == {INK["s1"]}
+
+
+def test_the_dense_bar_is_solid_whatever_it_is_called(tmp_path: Path) -> None:
+    nothing = {"ticket": None, "epochs_search": 0}
+    for epochs, accuracy in ((10, 0.9), (20, 0.95)):
+        for seed in (0, 1):
+            record = result("dense", "", 0, 1.0, accuracy + 0.01 * seed, epochs_total=epochs, **nothing)
+            write(tmp_path / f"d{epochs}{seed}", settings({"kind": "dense"}, seed) | {"epochs": epochs}, [record])
+    write(tmp_path / "s", settings({"kind": "set"}, 0), [result("set", "", 0, 0.1, 0.8)])
+    (task,) = read_summary([tmp_path]).tasks
+    assert task.dense is not None
+    assert task.dense.setting == "epochs=20"
+    axes = Figure().add_subplot()
+    draw(axes, task, DENSITY)
+    (bar,) = [line for line in axes.lines if line.get_color() == INK["dense"]]
+    assert bar.get_linestyle() == "-"
+    assert list(bar.get_ydata()) == pytest.approx([0.955, 0.955])
+    assert len(axes.patches) == 1  # the band
+
+
 # ---- what is there, and what is not
 
 
@@ -204,32 +231,33 @@ def test_every_part_knows_its_method(task: Task, summary: Summary) -> None:
 # ---- files
 
 
-def test_every_figure_as_a_file(tmp_path: Path) -> None:
-    followed(tmp_path / "runs", seeds=(0,))
-    followed_keys = [
-        "accuracy-arithmetic", "accuracy-density", "accuracy-epochs-spent", "connections-dropped", "connections-grown",
-        "layers", "scores", "search-accuracy", "training-accuracy", "training-loss",
+def test_every_figure_has_files(summary: Summary) -> None:
+    found = dict(pictures(summary))
+    assert sorted(found) == [
+        f"conv_digits-on-digits-{key}"
+        for key in (
+            "accuracy-arithmetic", "accuracy-density", "accuracy-epochs-spent", "connections-dropped",
+            "connections-grown", "layers", "scores", "search-accuracy", "training-accuracy", "training-loss",
+        )
     ]  # fmt: skip
-    written = write_report([tmp_path / "runs"], figures_folder=tmp_path / "new" / "figures")
-    one = {path.name: path.read_bytes() for path in (tmp_path / "new" / "figures").iterdir()}
-    for name, content in islice(pictures(written.summary), 6):  # all would take long
-        assert one[name] == content
-    assert sorted(one) == sorted(f"conv_digits-on-digits-{k}.{s}" for k in followed_keys for s in ("pdf", "png", "svg"))
-    heads = {"pdf": b"%PDF", "png": b"\x89PNG", "svg": b"<?xml"}
-    for name, content in one.items():
-        assert content.startswith(heads[name[-3:]])
-        assert not re.search(rb"20\d\d-\d\d-\d\d|CreationDate|D:20\d\d", content)
-        if name.endswith("svg"):
-            assert re.search(rb"#0a72d8|#b8590c", content)  # real colours, not the page's variables
-            assert b"var(--" not in content
+    heads = {"pdf": b"%PDF", "svg": b"<?xml", "png": b"\x89PNG"}
+    for key in ("accuracy-density", "scores", "layers"):
+        look = found[f"conv_digits-on-digits-{key}"]
+        contents = dict(files(look))
+        assert [content.startswith(heads[suffix]) for suffix, content in contents.items()] == [True] * 3
+        for content in contents.values():
+            assert not re.search(rb"20\d\d-\d\d-\d\d|CreationDate|D:20\d\d", content)
+        assert b"var(--" not in contents["svg"]
+        assert INK["s1"].encode() in contents["svg"]  # a real colour
+        if key == "scores":
+            assert contents == dict(files(look))
 
 
 def test_files_of_two_tasks_never_meet(tmp_path: Path) -> None:
     for place, model in enumerate(("a/b:net", "a b:net")):
         write(tmp_path / str(place), settings({"kind": "set"}, 0, model=model), [result("set", "", 0, 0.1, 0.5)])
-    write_report([tmp_path], figures_folder=tmp_path / "figures")
-    found = {path.name for path in (tmp_path / "figures").glob("*density*.pdf")}
-    assert found == {"a-b-net-on-digits-accuracy-density.pdf", "a-b-net-on-digits-accuracy-density-2.pdf"}
+    found = [name for name, _ in pictures(read_summary([tmp_path])) if "density" in name]
+    assert found == ["a-b-net-on-digits-accuracy-density", "a-b-net-on-digits-accuracy-density-2"]
 
 
 def test_figures_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,7 +265,10 @@ def test_figures_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[st
     (tmp_path / "file").write_text("")
     assert run(["report", str(tmp_path / "runs"), "--figures", str(tmp_path / "figures")]) == 0
     assert f"Figures: {tmp_path / 'figures'}" in capsys.readouterr().out
-    assert len(list((tmp_path / "figures").iterdir())) == 9
+    names = ("accuracy-density", "accuracy-epochs-spent", "layers")
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
+        f"conv_digits-on-digits-{name}.{suffix}" for name in names for suffix in ("pdf", "png", "svg")
+    ]
     with pytest.raises(LabError, match=r"cannot be written: Not a directory; choose another place with --figures"):
         write_report([tmp_path / "runs"], figures_folder=tmp_path / "file" / "figures")
     write(tmp_path / "dense" / "d", settings({"kind": "dense"}, 0), [result("dense", "", 0, 1.0, 0.5)])

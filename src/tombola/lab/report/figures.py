@@ -222,8 +222,9 @@ def _dense_lines(axes: Axes, task: Task) -> None:
     for row in task.rows:
         if row == task.dense or _longer(row):
             mean, sd = row.accuracy.mean, row.accuracy.sd or 0.0
-            axes.axhline(clipped(mean), color=INK["dense"], lw=1.2, ls="--" if row.setting else "-", zorder=1.5)
-            if not row.setting and sd:
+            bar = row == task.dense
+            axes.axhline(clipped(mean), color=INK["dense"], lw=1.2, ls="-" if bar else "--", zorder=1.5)
+            if bar and sd:
                 axes.axhspan(mean - sd, clipped(mean + sd), color=INK["dense"], alpha=BAND, lw=0, zorder=1)
 
 

@@ -25,7 +25,7 @@ from tombola.lab.report.findings import account, findings, trust
 from tombola.lab.report.layers import layer_table
 from tombola.lab.report.leaderboard import CAVEAT, Group, leaderboard, sources
 from tombola.lab.report.panels import Look, panels
-from tombola.lab.report.paper import pictures
+from tombola.lab.report.paper import files, pictures
 from tombola.lab.report.reading import Run, find_runs, read_run
 from tombola.lab.report.rows import Row, Summary, Task, method_name
 from tombola.lab.report.summary import summarise
@@ -84,8 +84,9 @@ def write_report(
     if figure is not None:
         _write(figure, figures.picture(tasks), "--figure")
     if figures_folder is not None:
-        for name, content in pictures(summary):
-            _write(figures_folder / name, content, "--figures")
+        for name, look in pictures(summary):
+            for suffix, content in files(look):
+                _write(figures_folder / f"{name}.{suffix}", content, "--figures")
     return Written(html=html, csv=table, summary=summary)
 
 

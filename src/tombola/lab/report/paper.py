@@ -24,19 +24,23 @@ PRINTED: dict[Any, Any] = STYLE | {"svg.fonttype": "path", "pdf.fonttype": 42, "
 """As on the light page; no reader of the file needs the fonts."""
 
 
-def pictures(summary: Summary) -> Iterator[tuple[str, bytes]]:
-    """Name and content of each file, one after the other; names tell model, data and view."""
+def pictures(summary: Summary) -> Iterator[tuple[str, Look]]:
+    """Each figure, and the name of its files without what tells the format: model, data and view."""
     taken: set[str] = set()
     for task in summary.tasks:
         for panel in [*panels(task, summary.runs), layers(task)]:
             for look in panel.looks:
-                stem = _free(_plain(f"{name(task)}-{look.key}"), taken)
-                figure = _drawn(look)
-                for suffix, options in FORMATS.items():
-                    buffer = io.BytesIO()
-                    with mpl.rc_context(PRINTED):
-                        figure.savefig(buffer, format=suffix, **options)
-                    yield f"{stem}.{suffix}", buffer.getvalue()
+                yield _free(_plain(f"{name(task)}-{look.key}"), taken), look
+
+
+def files(look: Look) -> Iterator[tuple[str, bytes]]:
+    """A figure in each of `FORMATS`."""
+    figure = _drawn(look)
+    for suffix, options in FORMATS.items():
+        buffer = io.BytesIO()
+        with mpl.rc_context(PRINTED):
+            figure.savefig(buffer, format=suffix, **options)
+        yield suffix, buffer.getvalue()
 
 
 def _drawn(look: Look) -> Figure:
@@ -48,6 +52,8 @@ def _drawn(look: Look) -> Figure:
             marks = [handle(entry) for entry in look.legend]
             texts = [entry.text for entry in look.legend]
             figure.legend(marks, texts, loc="outside lower center", ncols=2, fontsize=9)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # as it is now, in all formats
     return figure
 
 

@@ -135,6 +135,14 @@ def test_texts_have_bits_and_perplexity(tmp_path: Path) -> None:
     assert [float(loss) for loss in losses] == pytest.approx([1.6 * math.log(2), 0.1])
 
 
+def test_swept_settings_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    scores = [-0.3, -0.1, -0.05, 0.0, 0.02, 0.1]
+    for score in scores[::-1]:
+        settings = config({"kind": "cs", "initial_score": score}, 0)
+        write(tmp_path / str(score), settings, [result("cs", f"s0={score:g}", 1, 0.5, 0.9)])
+    assert [row.setting for row in task_of(tmp_path).rows] == [f"s0={score:g}" for score in scores]
+
+
 def test_settings_that_share_a_label_are_told_apart(tmp_path: Path) -> None:
     for epochs in (20, 40):
         settings = config({"kind": "imp", "keep": 0.8}, 0) | {"epochs": epochs}
@@ -191,6 +199,7 @@ def test_page_is_whole_and_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
     assert set(page.references) <= set(page.ids)
     assert all(url.startswith("#") or url == "data:," for url in page.urls)
     assert not re.search(r"https?:|//[a-z]|@import|xmlns|@font-face", text.replace("</", ""))
+    assert "DejaVu Sans'" not in text  # figures are in the page's own font
     shown = [row for row in page.rows if row[:1] in (["conv_digits"], ["lenet_300_100"])]
     assert len(shown) == sum(len(task.rows) for task in written.summary.tasks) == 2 * 26
     for row, cells in zip([r for task in written.summary.tasks for r in task.rows], shown, strict=True):
@@ -423,7 +432,10 @@ def test_an_empty_ticket_is_no_obstacle(tmp_path: Path) -> None:
 
 def test_dense_nets_stand_at_their_epochs(tmp_path: Path) -> None:
     text = write_report([study(tmp_path / "runs")]).html.read_text().replace("\N{NO-BREAK SPACE}", " ")
-    by_density, by_epochs = (text[text.index(f'id="{name}-figure_1"') :].split("</svg>")[0] for name in ("a1", "b1"))
+    by_density, by_epochs = (
+        text[text.index(f'aria-label="Test accuracy against {what}') :].split("</svg>")[0]
+        for what in ("density", "epochs spent")
+    )
     for name, epochs in (("Dense", EPOCHS), ("Dense equal epochs", 4 * EPOCHS)):
         tip = re.compile(rf"<title>{name}: 100 % of the weights, [\d.]+ ± [\d.]+ %, {epochs} epochs</title>")
         assert tip.search(by_epochs)

@@ -31,13 +31,16 @@ def draw_histograms(figure: Figure, found: Sequence[Sequence[Scores]]) -> Marks:
     columns = max(map(len, found))
     grid = figure.subplots(len(found), columns, sharex=True, sharey=True, squeeze=False)
     lowest = min(min(count for count in s.counts if count) / sum(s.counts) for row in found for s in row)
+    above: list[int] = []
     for axes_row, row in zip(grid, found, strict=True):
+        rounds = [scores.round for scores in row]
         for axes, scores in zip(axes_row, row, strict=False):
             share = np.array(scores.counts) / sum(scores.counts)
             axes.axvspan(-UNDECIDED, UNDECIDED, color=INK["grid"], lw=0, zorder=0)
             axes.stairs(share, EDGES, baseline=lowest / 3, fill=True, color=scores.series.ink, lw=0)
             marks.add(axes, method=scores.series.method, tip=_tip(scores))
-            axes.set_title(f"round{NBSP}{scores.round}" if scores.round else "", fontsize=9, pad=3)
+            if rounds != above and scores.round:
+                axes.set_title(f"round{NBSP}{scores.round}", fontsize=9, pad=3)
             axes.grid(visible=False)
             axes.set(yscale="log", ylim=(lowest / 3, 1.4), xlim=(EDGES[0], EDGES[-1]))
             axes.xaxis.set_major_locator(FixedLocator([-10, -4, 4, 10]))
@@ -48,6 +51,7 @@ def draw_histograms(figure: Figure, found: Sequence[Sequence[Scores]]) -> Marks:
             axes.tick_params(labelsize=9)
         for axes in axes_row[len(row) :]:
             axes.set_axis_off()
+        above = rounds
         axes_row[0].set_ylabel(row[0].name.replace("\N{NO-BREAK SPACE}", " ").replace(" ", "\n", 1), fontsize=9)
     figure.supxlabel("β·s", fontsize=11)
     return marks

@@ -101,8 +101,9 @@ def _caption(task: Task, view: View) -> str:
             f"100{NBSP}% where accuracies differ widely: equal distances are equal ratios of the error."
         )
         return text + (" Bars are ± 1 standard deviation over seeds." if len(task.seeds) > 1 else "")
-    grey = f"Grey diamonds: dense training. Beside the {'last round' if task.searched else 'sparsest'} of each "
-    grey += f"{'search' if task.searched else 'method'}: the share of weights it keeps."
+    grey = "Grey diamonds: dense training. " if any(row.dense for row in task.rows) else ""
+    grey += f"Beside the {'last round of each search' if task.searched else 'sparsest of each method'}: the share of "
+    grey += "weights it keeps."
     if view is figures.ARITHMETIC:
         whole = "multiply-adds of search and retraining" if task.searched else "arithmetic of their training"
         return f"The same {task.noun}s against the {whole}, in epochs of the dense net. {grey}"
@@ -115,7 +116,8 @@ def _caption(task: Task, view: View) -> str:
 
 
 def _training(task: Task, runs: Sequence[Run]) -> Panel:
-    who = f"The networks whose layers are shown below{', retrained' if task.searched else ''}, beside the dense net"
+    who = f"The networks whose layers are shown below{', retrained' if task.searched else ''}"
+    who += ", beside the dense net" if task.dense is not None else ""
     many = ", mean over seeds with a band of ± 1 standard deviation" if len(task.seeds) > 1 else ""
     accuracy = curves.training(task, runs, lambda epoch: epoch.accuracy)
     loss = curves.training(task, runs, lambda epoch: epoch.train_loss)

@@ -188,6 +188,6 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _order(row: Row) -> tuple[int, bool, float, str, int]:
     """Dense first, then methods in the order they are named, swept settings by their number, rounds upward."""
     rank = list(METHODS).index(row.method) if row.method in METHODS else len(METHODS)
-    number = re.search(r"-?\d+(\.\d+)?(e-?\d+)?", row.setting)
+    number = re.search(r"(?<![a-z])-?\d+(\.\d+)?(e-?\d+)?", row.setting)  # not the 0 of s0
     value = float(number[0]) if number else 0.0
     return rank, row.asked is not None, -value if row.trained else value, row.setting, row.round

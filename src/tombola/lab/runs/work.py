@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tombola.attach import Attachment, attach
 from tombola.describe import describe, versions
@@ -21,15 +21,17 @@ from tombola.lab.runs.records import epoch_record, epoch_text, result_record
 from tombola.lab.runs.stages import Stage, plan
 from tombola.lab.runs.store import RunFolder
 from tombola.lab.runs.thin import thicken
-from tombola.lab.runs.train import Epoch, fit, measure
+from tombola.lab.runs.train import Epoch, cross_entropy, fit, measure
 from tombola.lab.runs.workshop import Workshop
 from tombola.lab.seeds import derive
 from tombola.masks import Masks
 from tombola.methods.fixed import Fixed
+from tombola.methods.magnitude import IMP
 from tombola.search import TicketSearch
 from tombola.ticket import Ticket, model_tensors
 
 Event: TypeAlias = dict[str, Any]
+MEASURED = ("test_accuracy", "test_loss")
 
 
 class Stopped(Exception):
@@ -55,12 +57,15 @@ class Run:
         self.last: dict[str, Any] = {}  # the newest epoch record of this stage
         self.searched: dict[str, dict[str, Any]] = {}  # round -> the last epoch record of its search
         self.saved_at, self.save_seconds = time.monotonic(), 0.0  # when the last checkpoint was done, what it took
+        self.seconds: dict[str, float] = {}  # place of a stage -> what it took so far
+        self.clock = time.monotonic()  # up to when that is
 
     def go(self, saved: dict[str, Any] | None) -> None:
         """Do all stages, or those that are left."""
         if saved is not None:
             with self._restoring(saved):
                 self.position, self.searched = saved["stage"], saved["searched"]
+                self.seconds = saved.get("seconds", {})
         if self.stages[self.position].phase == "search":
             self._search(saved)
             saved = None
@@ -80,7 +85,7 @@ class Run:
         masked = self.make.maskable(model)
         if isinstance(config.method, Dense):
             self._train(stage, model, self.make.optimizer(model), None, saved, dict)
-            sizes = {name: parameter.numel() for name, parameter in masked.items()}
+            sizes = {name: weight.numel() for name, weight in masked.items()}
             self._result(stage, sizes, sizes, arithmetic=self.make.arithmetic(model))
             return
         method, steps, names = config.training_method, config.epochs * self.steps, list(masked)
@@ -100,6 +105,9 @@ class Run:
             self._train(stage, model, optimizer, run, saved, lambda: {"attachment": run.state_dict()})
         masks = run.masks
         run.detach()
+        if config.supermask:  # what is asked for is the hard mask, and training measured the soft one
+            self.searched["0"], hard = self.last, {key: self.last[f"hard_{key}"] for key in MEASURED}
+            self.last = self.last | hard
         if config.sparse:
             thicken(model)
         provenance = {
@@ -152,7 +160,7 @@ class Run:
             with self._python_warnings():
                 ticket = round_.ticket()
             ticket.save(self.folder.ticket_path(round_.index))
-            self.searched[str(round_.index)] = self.last
+            self.searched[str(round_.index)] = self.last | {"share": self.make.share(ticket.masks.counts())}
             self.position += 1
 
     def _retrain(self, stage: Stage, saved: dict[str, Any] | None) -> None:
@@ -193,7 +201,7 @@ class Run:
     ) -> None:
         """Train to the end of the stage, from its beginning or from where ``saved`` is; the last record is kept."""
         config, done = self.config, 0
-        self.last = {}
+        self.last, self.clock = {}, time.monotonic()
         if saved is not None:
             with self._restoring(saved):
                 model.load_state_dict(saved["model"])  # first: it says where sparse layers have their connections
@@ -204,9 +212,13 @@ class Run:
         epochs = config.stretched(config.epochs)
         purpose = (stage.phase, stage.round, stage.label or "")
 
+        def loss(output: Tensor, labels: Tensor) -> Tensor:
+            return cross_entropy(output, labels, smoothing=config.label_smoothing)
+
         def after_epoch(epoch: Epoch) -> None:
             if epoch.number == epochs or epoch.number % config.evaluate_every == 0:
                 self._measure(stage, model, run, epoch)
+            self._count_time()
             done = stage.epochs_before + epoch.number
             self.emit({"event": "epoch", "done": done, "text": epoch_text(stage, epoch, self.last)})
             due = time.monotonic() - self.saved_at >= self.save_seconds / self.checkpoint_share
@@ -226,6 +238,8 @@ class Run:
             done=done,
             seed=derive(config.seed, *purpose),
             factor=lambda epoch: config.schedule.factor(epoch * config.epochs / epochs, config.epochs),
+            loss=loss,
+            clip=config.clip,
             after_epoch=after_epoch,
         )
 
@@ -247,6 +261,7 @@ class Run:
                 "epoch": epoch,
                 "last": self.last,
                 "searched": self.searched,
+                "seconds": self.seconds,
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "extra": extra,
@@ -275,11 +290,33 @@ class Run:
         self, stage: Stage, counts: dict[str, int], sizes: dict[str, int], *, arithmetic: float | None = None
     ) -> None:
         config, searched = self.config, self.searched.get(str(stage.round))
+        weighed = self.make.weigh(counts)
+        if config.searches:
+            arithmetic = self._spent(stage.round, counts, sizes)
         record = result_record(
-            config, stage, self.last, searched, counts, sizes, steps=self.steps, arithmetic=arithmetic
+            config, stage, self.last, searched, counts, sizes, steps=self.steps, arithmetic=arithmetic, weighed=weighed
         )
         self.folder.record(record)
+        self.folder.took(stage, sum(self._seconds_of(stage)), self.make.device)
         self.emit({"event": "result", **record})
+
+    def _spent(self, round_: int, counts: dict[str, int], sizes: dict[str, int]) -> float | None:
+        """Multiply-adds of the search up to a round and of training its ticket, in epochs of the dense net."""
+        dense = self.make.share(sizes)
+        before = [self.searched[str(r)].get("share") for r in range(1, round_)]  # what IMP trained in rounds 2, 3, …
+        shares = [dense, *(before if isinstance(self.config.method, IMP) else [dense] * len(before))]
+        known = [share for share in (*shares, self.make.share(counts)) if share is not None]
+        return sum(known) * self.config.epochs if len(known) == round_ + 1 else None
+
+    def _count_time(self) -> None:
+        now, place = time.monotonic(), str(self.position)
+        self.seconds[place] = self.seconds.get(place, 0.0) + now - self.clock
+        self.clock = now
+
+    def _seconds_of(self, stage: Stage) -> list[float]:
+        """What the stage at work took, and each round of the search up to that of ``stage``."""
+        rounds = [place for place, other in enumerate(self.stages) if other.phase == "search"][: stage.round]
+        return [self.seconds.get(str(place), 0.0) for place in {*rounds, self.position}]
 
     @contextmanager
     def _python_warnings(self, *, silent: bool = False) -> Iterator[None]:

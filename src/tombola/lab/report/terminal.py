@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tombola.lab.report.columns import accuracy, reading, result_columns
+from tombola.lab.report.columns import Column, accuracy, cost_columns, reading, result_columns
+from tombola.lab.report.experiments import of_folders
 from tombola.lab.report.findings import trust
 from tombola.lab.report.leaderboard import CAVEAT, Group, leaderboard, sources
 from tombola.lab.report.rows import Summary, Task, control_name
@@ -18,8 +19,13 @@ from tombola.lab.report.words import listing, percent
 
 def print_summary(summary: Summary, console: Console) -> None:
     """Print a table for each model and data set, whether its searches can be trusted, and how to read it all."""
+    for experiment in of_folders(run.folder for run in summary.runs):
+        console.print(Text.assemble((experiment.title, "bold"), (f"  {experiment.label}", "bold yellow")))
+        console.print(Text(f"{experiment.about}\n", style="dim"))
     for task in summary.tasks:
         console.print(_table(task))
+        if columns := cost_columns([task]):
+            console.print(_costs(task, columns))
         if any(row.trained for row in task.rows):
             console.print(_layers(task))
         if said := trust(task):
@@ -40,7 +46,8 @@ def print_summary(summary: Summary, console: Console) -> None:
 def _table(task: Task) -> Table:
     columns = result_columns([task])
     seeds = f"seed{'s' if len(task.seeds) > 1 else ''} {listing(task.seeds)}"
-    table = plain_table(title=f"{task.model} on {task.data}, {seeds}")
+    label = f", {task.label}" if task.label else ""
+    table = plain_table(title=f"{task.model} on {task.data}, {seeds}{label}")
     table.add_column("method", overflow="fold")
     for column in columns:
         table.add_column("" if column.name == "≥ dense" else column.name, justify="right", no_wrap=True)
@@ -53,6 +60,17 @@ def _table(task: Task) -> Table:
         table.add_row(Text(name), *(Text(column.text(row)) for column in columns), style=style)
         for control, found in row.controls.items():
             table.add_row(Text(f"  {control_name(control)}"), *[""] * place, Text(accuracy(found)), style="dim")
+    return table
+
+
+def _costs(task: Task, columns: Sequence[Column]) -> Table:
+    """What each network weighs and took."""
+    table = plain_table(title="What they cost")
+    table.add_column("method", overflow="fold")
+    for column in columns:
+        table.add_column(column.name, justify="right", no_wrap=True)
+    for row in task.rows:
+        table.add_row(Text(row.full_name), *(Text(column.text(row)) for column in columns))
     return table
 
 

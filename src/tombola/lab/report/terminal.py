@@ -14,7 +14,10 @@ from tombola.lab.report.experiments import of_folders
 from tombola.lab.report.findings import trust
 from tombola.lab.report.leaderboard import CAVEAT, Group, leaderboard, sources
 from tombola.lab.report.rows import Summary, Task, control_name
-from tombola.lab.report.words import listing, percent
+from tombola.lab.report.words import count, listing, percent
+
+MOST_LAYERS = 12
+"""Networks whose layers are shown side by side; more fill no terminal."""
 
 
 def print_summary(summary: Summary, console: Console) -> None:
@@ -26,7 +29,12 @@ def print_summary(summary: Summary, console: Console) -> None:
         console.print(_table(task))
         if columns := cost_columns([task]):
             console.print(_costs(task, columns))
-        if any(row.trained for row in task.rows):
+        trained = sum(row.trained for row in task.rows)
+        if trained > MOST_LAYERS:
+            console.print(
+                Text(f"\nThe density of each layer in {count(trained, 'network')} is on the page.", style="dim")
+            )
+        elif trained:
             console.print(_layers(task))
         if said := trust(task):
             console.print(Text(f"\n{said}"))
@@ -84,7 +92,7 @@ def _layers(task: Task) -> Table:
         table.add_column(Text(f"{row.family}\n{percent(row.density.mean)}"), justify="right")
     for layer in dict.fromkeys((layer.name, layer.size) for row in rows for layer in row.layers):
         kept = [{(layer.name, layer.size): layer.kept for layer in row.layers}.get(layer) for row in rows]
-        densities = ["–" if count is None else percent(count / layer[1]) if count else "empty" for count in kept]
+        densities = ["–" if n is None else percent(n / layer[1]) if n else "empty" for n in kept]
         table.add_row(*map(Text, (layer[0], f"{layer[1]:,}", *densities)))
     return table
 

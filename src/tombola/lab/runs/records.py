@@ -90,7 +90,7 @@ def result_record(
         searched = {}
     return {
         "kind": "result",
-        "method": config.method_name,
+        "method": "ss" if config.supermask and config.method_name == "iss" else config.method_name,
         "setting": config.setting,
         "round": stage.round,
         "control": stage.label,

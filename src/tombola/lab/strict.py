@@ -169,7 +169,8 @@ def _hints(cls: type) -> Mapping[str, Any]:
 
 
 def _data_fields(value: Any) -> list[str]:
-    names = list(_hints(type(value)))
+    cls: type = type(value)
+    names = list(_hints(cls))
     for f in dataclasses.fields(value):
         if f.name not in names and getattr(value, f.name) is not None:
             raise LabError(f"{f.name} of {type(value).__name__} is a function, which a file cannot hold; leave it None")

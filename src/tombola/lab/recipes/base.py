@@ -18,6 +18,7 @@ SCALES: tuple[Scale, ...] = ("smoke", "cpu", "full")
 T = TypeVar("T")
 SEEDS = (0, 1, 2)
 SMOKE = "One seed and a few steps of tiny nets, without --data-dir on generated data: it shows that all of it runs."
+SMOKE_EXAMPLES = 32  # to train on, two steps
 TINY = {"cifar10": "images", "folder": "images", "text": "text"}  # generated data in place of what is not there
 
 
@@ -106,7 +107,7 @@ def smaller(config: RunConfig, scale: Scale, *, epochs: int, width: float, examp
     """
     if scale == "full":
         return config
-    epochs, examples = by(scale, full=0, cpu=epochs, smoke=1), by(scale, full=None, cpu=examples, smoke=64)
+    epochs, examples = by(scale, full=0, cpu=epochs, smoke=1), by(scale, full=None, cpu=examples, smoke=SMOKE_EXAMPLES)
     return replace(
         config,
         epochs=epochs,

@@ -31,8 +31,8 @@ KEEP = {f"conv{n}.weight": 0.85 for n in range(1, 7)} | {"fc1.weight": 0.8, "fc2
 
 def configs(scale: Scale) -> Sequence[RunConfig]:
     """IMP, ISS, CS over s₀, and dense nets."""
-    base = smaller(CONV6, scale, epochs=5, width=0.25, examples=5000)
-    rounds, cs_rounds = by(scale, full=30, cpu=8, smoke=2), by(scale, full=4, cpu=2, smoke=2)
+    base = smaller(CONV6, scale, epochs=4, width=0.25, examples=5000)
+    rounds, cs_rounds = by(scale, full=30, cpu=6, smoke=2), by(scale, full=4, cpu=2, smoke=2)
     imp = replace(base, method=IMP(keep=KEEP), rounds=rounds)
     iss = replace(
         base,
@@ -59,6 +59,6 @@ RECIPE = Recipe(
     data="CIFAR-10",
     model="Conv-6",
     methods="IMP, ISS, CS, dense",
-    cpu="5 of 40 epochs on 5,000 images, a quarter of the channels; IMP 8, ISS 4, CS 2 rounds, three s₀.",
+    cpu="4 of 40 epochs on 5,000 images, a quarter of the channels; IMP 6, ISS 4, CS 2 rounds, three s₀.",
     configs=configs,
 )

@@ -30,13 +30,13 @@ DENSITIES = (0.1, 0.05, 0.02)
 def configs(scale: Scale) -> Sequence[RunConfig]:
     """Everything for VGG-16, and for ResNet-20."""
     vgg = smaller(VGG16, scale, epochs=8, width=0.125, examples=5000)
-    resnet = smaller(RESNET20, scale, epochs=8, width=0.5, examples=5000)
+    resnet = smaller(RESNET20, scale, epochs=8, width=0.25, examples=2500)
     return [*_of(vgg, scale), *_of(resnet, scale)]
 
 
 def _of(base: RunConfig, scale: Scale) -> list[RunConfig]:
     soft = replace(base, method=ContinuousSparsification(), score_optimizer=SCORES)
-    every, densities = by(scale, full=390, cpu=20, smoke=1), by(scale, full=DENSITIES, cpu=DENSITIES, smoke=(0.2,))
+    every, densities = by(scale, full=390, cpu=8, smoke=1), by(scale, full=DENSITIES, cpu=DENSITIES, smoke=(0.2,))
     cs = [
         replace(soft, method=ContinuousSparsification(initial_score=s0, harden_at=HARDEN_AT))
         for s0 in by(scale, full=INITIAL_SCORES, cpu=(-0.2, -0.1, 0.0), smoke=(0.0,))
@@ -57,6 +57,6 @@ RECIPE = Recipe(
     data="CIFAR-10",
     model="VGG-16, ResNet-20",
     methods="CS, GMP, static, dense",
-    cpu="8 of 85 epochs on 5,000 images, an eighth and half of the channels, three s₀.",
+    cpu="8 of 85 epochs on 5,000 and 2,500 images, an eighth and a quarter of the channels, three s₀.",
     configs=configs,
 )

@@ -31,9 +31,9 @@ PAPER = ContinuousSparsification(penalty=1e-8, final_temperature=200.0)
 
 def configs(scale: Scale) -> Sequence[RunConfig]:
     """The code's rules over three s₀, the paper's at s₀ = 0, and dense nets."""
-    base = smaller(RESNET20, scale, epochs=8, width=0.5, examples=5000)
+    base = smaller(RESNET20, scale, epochs=8, width=0.25, examples=2500)
     rounds = by(scale, full=3, cpu=3, smoke=2)
-    start = by(scale, full=REWIND_STEP, cpu=8, smoke=1)
+    start = by(scale, full=REWIND_STEP, cpu=4, smoke=1)
     paper = replace(base, method=PAPER, score_optimizer=SCORES, rounds=rounds, rewind_step=start)
     code = [
         replace(paper, method=replace(CODE, initial_score=s0))
@@ -51,6 +51,6 @@ RECIPE = Recipe(
     data="CIFAR-10",
     model="ResNet-20",
     methods="CS, dense",
-    cpu="8 of 85 epochs on 5,000 images, half the channels.",
+    cpu="8 of 85 epochs on 2,500 images, a quarter of the channels.",
     configs=configs,
 )

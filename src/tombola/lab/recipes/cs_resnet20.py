@@ -29,8 +29,8 @@ INITIAL_SCORES = (-0.3, -0.25, -0.2, -0.15, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2, 0.
 
 def configs(scale: Scale) -> Sequence[RunConfig]:
     """IMP, CS over s₀, and dense nets."""
-    base = smaller(RESNET20, scale, epochs=8, width=0.5, examples=5000)
-    start = by(scale, full=REWIND_STEP, cpu=8, smoke=1)  # at cpu scale about as large a share of a round
+    base = smaller(RESNET20, scale, epochs=8, width=0.25, examples=2500)
+    start = by(scale, full=REWIND_STEP, cpu=4, smoke=1)  # at cpu scale about as large a share of a round
     rounds, cs_rounds = by(scale, full=30, cpu=6, smoke=2), by(scale, full=5, cpu=2, smoke=2)
     imp = replace(base, method=IMP(keep=0.8), rounds=rounds, rewind_step=start)
     soft = replace(imp, method=ContinuousSparsification(), score_optimizer=SCORES, rounds=cs_rounds)
@@ -51,6 +51,6 @@ RECIPE = Recipe(
     data="CIFAR-10",
     model="ResNet-20",
     methods="IMP, CS, dense",
-    cpu="8 of 85 epochs on 5,000 images, half the channels; IMP 6 rounds, CS 2, two s₀.",
+    cpu="8 of 85 epochs on 2,500 images, a quarter of the channels; IMP 6 rounds, CS 2, two s₀.",
     configs=configs,
 )

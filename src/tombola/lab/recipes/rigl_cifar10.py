@@ -45,14 +45,14 @@ BEGIN, UNTIL = 20_000 / STEPS, 75_000 / STEPS
 
 def configs(scale: Scale) -> Sequence[RunConfig]:
     """All methods at all densities, once and twice as long, and dense nets."""
-    base = smaller(BASE, scale, epochs=8, width=0.25, examples=5000)
+    base = smaller(BASE, scale, epochs=6, width=0.25, examples=2500)
     twice = replace(base, epochs=2 * base.epochs, schedule=stretched(base.schedule, base.epochs, 2 * base.epochs))
     once, moves = _of(base, scale), [run for run in _of(twice, scale) if isinstance(run.method, RigL | Static)]
     return [*dense([*once, *moves]), *once, *moves, *(other for run in once[:1] for other in schedules(run)[1:])]
 
 
 def _of(base: RunConfig, scale: Scale) -> list[RunConfig]:
-    every, prunings = by(scale, full=100, cpu=10, smoke=1), by(scale, full=1000, cpu=20, smoke=1)
+    every, prunings = by(scale, full=100, cpu=4, smoke=1), by(scale, full=1000, cpu=8, smoke=1)
     found = []
     for density in by(scale, full=DENSITIES, cpu=DENSITIES[1:], smoke=(0.2,)):
         methods = (
@@ -74,6 +74,6 @@ RECIPE = Recipe(
     data="CIFAR-10",
     model="WRN-22-2",
     methods="RigL, SET, static, GMP, dense",
-    cpu="8 of 250 epochs (and 16 of 500) on 5,000 images, a quarter of the channels, three densities.",
+    cpu="6 of 250 epochs (and 12 of 500) on 2,500 images, a quarter of the channels, three densities.",
     configs=configs,
 )

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tombola.lab.config import BUDGETS, Dense, RunConfig
-from tombola.lab.recipes.base import Recipe, Scale, by, smaller
+from tombola.lab.recipes.base import SMOKE_EXAMPLES, Recipe, Scale, by, smaller
 from tombola.lab.recipes.baselines import dense, schedules
 from tombola.lab.settings import SGD, Drops
 from tombola.methods.rigl import RigL
@@ -45,8 +45,8 @@ def configs(scale: Scale) -> Sequence[RunConfig]:
     """RigL, SET, static masks and dense nets."""
     base = smaller(BASE, scale, epochs=40, width=1.0)
     if scale != "full":
-        base = replace(base, data="digits", width=1.0)
-    every = by(scale, full=100, cpu=10, smoke=10)
+        base = replace(base, data="digits", width=1.0, examples=by(scale, full=None, cpu=None, smoke=SMOKE_EXAMPLES))
+    every = by(scale, full=100, cpu=10, smoke=1)
     methods = (
         *(kind(density=DENSITY, budget=BUDGET, every=every, until=UNTIL, drop_fraction=0.3) for kind in MOVING),
         Static(density=DENSITY, budget=BUDGET),

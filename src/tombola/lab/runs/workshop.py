@@ -106,6 +106,13 @@ class Workshop:
         whole = self if self.config.width == 1 else replace(self, config=replace(self.config, width=1.0))
         return whole._counted.dense if whole._counted is not None else None
 
+    @cached_property
+    def _stored(self) -> tuple[dict[str, tuple[int, int]], int]:
+        """Of each masked parameter its weights and the bytes of one, and the bytes of the dense net."""
+        model = self.model()
+        sizes = {name: (weight.numel(), weight.element_size()) for name, weight in self.maskable(model).items()}
+        return sizes, sum(tensor.nbytes for tensor in model_tensors(model).values())
+
     def share(self, counts: Mapping[str, int]) -> float | None:
         """Multiply-adds of the network with so many weights in its masked layers, relative to the dense one of full
         width; None if a masked layer cannot be counted."""
@@ -116,13 +123,10 @@ class Workshop:
     def weigh(self, counts: Mapping[str, int]) -> dict[str, Any]:
         """Of the network with so many weights in its masked layers: multiply-adds for one example (None: they cannot be
         counted), and bytes as :func:`tombola.flops.size_in_bytes` has them, of a dense net without bits for a mask."""
-        model = self.model()
-        sizes = {name: weight.numel() for name, weight in self.maskable(model).items()}
-        stored = sum(tensor.nbytes for tensor in model_tensors(model).values())
-        dense = isinstance(self.config.method, Dense)
-        for name, weight in self.maskable(model).items():
-            bits = 0 if dense else math.ceil(sizes[name] / 8)
-            stored += (counts[name] - sizes[name]) * weight.element_size() + bits
+        sizes, stored = self._stored
+        for name, (weights, each) in sizes.items():
+            bits = 0 if isinstance(self.config.method, Dense) else math.ceil(weights / 8)
+            stored += (counts[name] - weights) * each + bits
         forward = None if self._counted is None else round(_forward(self._counted, counts))
         return {"multiply_adds": forward, "bytes": stored}
 

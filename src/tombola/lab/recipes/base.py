@@ -120,11 +120,11 @@ def smaller(config: RunConfig, scale: Scale, *, epochs: int, width: float, examp
 
 
 def stretched(schedule: Schedule, whole: int, epochs: int) -> Schedule:
-    """A schedule for ``whole`` epochs as it is for so many; warming up, no share of the training, as far as it goes."""
+    """A schedule for ``whole`` epochs as it is for so many; warming up takes as long as it did, or a tenth at most."""
     if isinstance(schedule, WarmUp):
         then = stretched(schedule.then, whole, epochs)
         assert not isinstance(then, WarmUp)
-        return WarmUp(epochs=min(schedule.epochs, max(1, epochs // 10)), then=then) if epochs < whole else schedule
+        return WarmUp(epochs=min(schedule.epochs, max(1, epochs // 10)), then=then)
     if isinstance(schedule, Drops) and epochs != whole:
         drops = {max(1, math.floor(drop * epochs / whole)) for drop in schedule.epochs}
         return replace(schedule, epochs=tuple(sorted(drops)))

@@ -7,7 +7,8 @@ after epochs 30, 70 and 90. MobileNet-v1: warm-up to epoch 8, a tenth after 40, 
 dense. Small dense nets have the paper's widths.
 
 Departs from the paper in:
-  * 100 epochs are 31,200 whole batches, not 32,000; the warm-up rises from epoch to epoch, not from step to step;
+  * 100 epochs are 31,200 whole batches, not 32,000; the warm-up rises from epoch to epoch, not from step to step,
+    and is as long in a longer training;
   * with uniform budgets other layers make up for the dense first one, so that the density is the one asked for; the
     authors' code does not;
   * MobileNet-v1's last drop (to 0.0003 at epoch 120) lies behind the end of 100 epochs and is left out. The paper has

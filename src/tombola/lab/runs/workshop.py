@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -103,8 +103,13 @@ class Workshop:
     @cached_property
     def _full(self) -> int | None:
         """Multiply-adds of the dense net of full width, for one example."""
-        whole = self if self.config.width == 1 else replace(self, config=replace(self.config, width=1.0))
-        return whole._counted.dense if whole._counted is not None else None
+        name, found = self.config.model, self._counted
+        if self.config.width != 1:
+            shape, classes = self.data.input_shape, self.data.classes
+            with torch.device("meta" if name in models.MODELS else self.device):  # wide nets take long to initialise
+                net = models.build(name, input_shape=shape, classes=classes, seed=0)
+            found = count(net, self.data, self.maskable(net))
+        return found.dense if found is not None else None
 
     @cached_property
     def _stored(self) -> tuple[dict[str, tuple[int, int]], int]:

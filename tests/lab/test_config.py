@@ -66,7 +66,14 @@ def written(value: Any) -> Any:
         fields = {f.name: written(getattr(value, f.name)) for f in dataclasses.fields(value)}
         if type(value) in (ContinuousSparsification, StochasticSparsification):
             assert fields.pop("score_optimizer") is None
-        later = {"inputs": None, "sparse": False, "label_smoothing": 0.0, "clip": None, "examples": None}
+        later = {
+            "inputs": None,
+            "sparse": False,
+            "label_smoothing": 0.0,
+            "clip": None,
+            "examples": None,
+            "lottery": "no",
+        }
         for name, before in later.items() if type(value) is RunConfig else ():
             if fields[name] == before:  # these came later
                 del fields[name]
@@ -182,7 +189,7 @@ def test_every_setting_counts_in_the_hash(config: RunConfig) -> None:
         assert other.content_hash not in seen, f"{key} has the hash of {seen.get(other.content_hash)}"
         seen[other.content_hash] = key
         tried += 1
-    assert tried >= len(dataclasses.fields(RunConfig)) - 9
+    assert tried >= len(dataclasses.fields(RunConfig)) - 10
 
 
 def test_a_setting_that_came_later_leaves_older_runs_their_names() -> None:
@@ -298,6 +305,7 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "rounds of dense": (broken(method=plain(DENSE)["method"]), ["must be left alone: dense makes no search"]),
     "density": (broken(method=CS_METHOD | {"density": 0}), ["method: density must be", "above 0 and at most 1, not 0"]),
     "scores of IMP": (broken(method=plain(IMP_)["method"]), ["score_optimizer must be null"]),
+    "lottery of cs": (broken(lottery="fixed"), ["lottery must be no for cs"]),
     "no examples": (broken(examples=0), ["examples must be 1 or more, not 0"]),
     "all smooth": (broken(label_smoothing=1), ["label_smoothing must be 0 or more and below 1, not 1"]),
     "clipped away": (broken(clip=0), ["clip must be above 0, not 0"]),
@@ -411,7 +419,8 @@ def test_what_is_trained() -> None:
 def test_what_a_person_calls_it() -> None:
     assert [config.setting for config in ALL.values()] == [
         "", "equal epochs", "s0=-0.02", "density=0.5,0.2", "keep=0.5", "keep=0.5", "s0=1", "1 epoch", "width=0.5",
-        "density=0.2", "density=0.2 sparse", "density=0.2 sparse", "density=0.25", "density=0.3 fan-in", "density=0.1",
+        "density=0.2", "density=0.2 sparse", "density=0.2 sparse",
+        "density=0.2 lottery=fixed", "density=0.2 lottery=moving", "density=0.25", "density=0.3 fan-in", "density=0.1",
         "density=0.2", "keep by layer", "s0=-0.02", "", "", "",
     ]  # fmt: skip
     assert ASKED.title == "cs density=0.5,0.2 · conv_digits · digits · seed 0"

@@ -22,6 +22,7 @@ from tombola.lab.data import digits
 from tombola.lab.errors import LabError
 from tombola.lab.models import build
 from tombola.lab.runs.experiment import execute
+from tombola.lab.runs.lottery import begin_with
 from tombola.lab.runs.store import read_metrics
 from tombola.lab.runs.work import Event, Stopped
 from tombola.lab.seeds import derive
@@ -640,3 +641,49 @@ def test_training_on_a_part_of_the_examples(tmp_path: Path) -> None:
     assert results(path)[0]["steps_total"] == 2 * (300 // 128)
     with pytest.raises(LabError, match="examples is 2000, but digits has 1347 to train"):
         execute(replace(DENSE, examples=2000), tmp_path)
+
+
+# ---- lottery initialisation
+
+
+def test_the_first_weights_with_the_last_connections(finished: Callable[[str], Path]) -> None:
+    plain, fixed, moving = (finished(name) for name in ("rigl", "rigl, lottery", "rigl, lottery on"))
+    (alone,) = results(plain)
+    trained = tombola.Ticket.load(plain / "tickets/trained.safetensors")
+    initial = build("conv_digits", input_shape=(1, 8, 8), classes=10, seed=derive(0, "initial weights"))
+    for path in (fixed, moving):
+        first, again = results(path)
+        assert first["test_accuracy"] == alone["test_accuracy"]
+        ticket = tombola.Ticket.load(path / again["ticket"])
+        assert ticket.masks.digest() == trained.masks.digest()
+        for name, mask in ticket.masks.items():
+            assert torch.equal(ticket.start[name], initial.get_parameter(name).detach() * mask)
+        assert (first["epochs_total"], again["epochs_total"], again["round"]) == (2, 4, 1)
+        assert again["density"] == first["density"]
+    rest, on = results(fixed)[1], results(moving)[1]
+    assert on["arithmetic"] == pytest.approx(2 * alone["arithmetic"])
+    share = rest["multiply_adds"] / results(finished("dense"))[0]["multiply_adds"]
+    assert rest["arithmetic"] == pytest.approx(alone["arithmetic"] + 2 * share)
+    seconds = json.loads((fixed / "times.json").read_text())["seconds"]
+    assert seconds["1"] > seconds["0"] > 0
+
+
+def test_connections_move_on_from_where_they_were(finished: Callable[[str], Path]) -> None:
+    model = build("conv_digits", input_shape=(1, 8, 8), classes=10, seed=1)
+    ticket = tombola.Ticket.load(finished("rigl") / "tickets/trained.safetensors")
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method = tombola.RigL(density=0.2, every=4, move_at_start=False)
+    run = begin_with(
+        ticket.masks, model, lambda: tombola.attach(model, optimizer, method, steps=20, select=list(ticket.masks))
+    )
+    assert run.masks.digest() == ticket.masks.digest()
+    for name, mask in ticket.masks.items():
+        assert torch.equal(model.get_parameter(name), before[name] * mask)
+    data = digits()
+    for _ in range(20):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(data.train_x[:64]), data.train_y[:64]).backward()
+        optimizer.step()
+    assert run.masks.digest() != ticket.masks.digest()
+    assert run.masks.counts() == ticket.masks.counts()

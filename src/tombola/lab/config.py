@@ -81,7 +81,7 @@ BUDGETS: dict[str, Budget] = {
 _OPTIMIZERS = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
 _SCHEDULES = {"constant": Constant, "drops": Drops, "cosine": Cosine, "warm-up": WarmUp}
 _INPUTS = {"images": Images, "text": Text}
-_BEFORE = {"sparse": False, "inputs": None, "label_smoothing": 0.0, "clip": None, "examples": None}
+_BEFORE = {"sparse": False, "inputs": None, "label_smoothing": 0.0, "clip": None, "examples": None, "lottery": "no"}
 """Settings that came later -> what every run without them is; whatever the default may become, this must stay."""
 _CODEC = Codec({**METHODS, **PATTERNS, **_OPTIMIZERS, **_SCHEDULES, **_INPUTS}, BUDGETS)
 _CONSTANT = Constant()
@@ -114,6 +114,8 @@ class RunConfig:
         label_smoothing: share of each label that training spreads over all classes.
         clip: largest norm of the gradients of all weights together; None: they are left alone.
         examples: train on the first so many alone, for smaller experiments; None: on all.
+        lottery: of a method that moves connections: train once more from the initial weights with the connections of
+            the end, ``"fixed"`` or ``"moving"`` on; ``"no"``: do not.
 
     Raises:
         ValueError: a value outside its range, or settings that contradict each other.
@@ -142,6 +144,7 @@ class RunConfig:
     label_smoothing: float = 0.0
     clip: float | None = None
     examples: int | None = None
+    lottery: Literal["no", "fixed", "moving"] = "no"
 
     def __post_init__(self) -> None:
         for key in ("rounds", "epochs", "batch_size", "evaluate_every"):
@@ -169,6 +172,8 @@ class RunConfig:
             raise ValueError(f"rounds, controls and rewind_step must be left alone: {self.method_name} makes no search")
         if self.score_optimizer is not None and not isinstance(self.method, SoftMethod):
             raise ValueError("score_optimizer must be null for a method that learns no scores")
+        if self.lottery != "no" and (self.sparse or not isinstance(self.method, RigL | SET | SNFS)):
+            raise ValueError(f"lottery must be no for {'sparse layers' if self.sparse else self.method_name}")
         if self.sparse and (problem := never_dense(self.method)):
             raise ValueError(f"sparse must be false for {self.method_name}, which {problem}")
 
@@ -231,7 +236,9 @@ class RunConfig:
     def setting(self) -> str:
         """The settings that tell runs of a method apart in a table."""
         width = "" if self.width == 1 else f"width={self.width:g}"
-        return " ".join(part for part in (self._method_setting, width, "sparse" if self.sparse else "") if part)
+        lottery = "" if self.lottery == "no" else f"lottery={self.lottery}"
+        parts = (self._method_setting, width, "sparse" if self.sparse else "", lottery)
+        return " ".join(part for part in parts if part)
 
     @property
     def _method_setting(self) -> str:
@@ -302,7 +309,7 @@ class RunConfig:
     def total_epochs(self) -> int:
         """Epochs that the run trains from its start to its end."""
         if not self.searches:
-            return self.stretched(self.epochs)
+            return self.stretched(self.epochs) * (1 if self.lottery == "no" else 2)
         controls = len(set(self.controls)) * len(set(self.control_rounds))
         return self.epochs * (self.rounds + len(self.retrained()) + controls)
 

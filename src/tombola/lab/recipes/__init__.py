@@ -16,6 +16,7 @@ from tombola.lab.recipes import (
     rigl_gru,
     rigl_imagenet,
     rigl_lenet,
+    rigl_lottery,
 )
 from tombola.lab.recipes.base import SCALES, Recipe, Scale
 
@@ -35,6 +36,7 @@ RECIPES: tuple[Recipe, ...] = (
     rigl_imagenet.RESNET50_RECIPE,
     rigl_imagenet.MOBILENET_RECIPE,
     rigl_gru.RECIPE,
+    rigl_lottery.RECIPE,
 )
 
 

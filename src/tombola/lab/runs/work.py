@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -17,6 +18,7 @@ from tombola.describe import describe, versions
 from tombola.lab.arithmetic import planned_counts
 from tombola.lab.config import Dense
 from tombola.lab.errors import LabError
+from tombola.lab.runs.lottery import begin_with
 from tombola.lab.runs.records import epoch_record, epoch_text, result_record
 from tombola.lab.runs.stages import Stage, plan
 from tombola.lab.runs.store import RunFolder
@@ -115,6 +117,9 @@ class Run:
             "trained": True, "versions": versions(), **self._about,
         }  # fmt: skip
         Ticket(masks, model_tensors(model), provenance).save(self.folder.ticket_path(0))
+        if config.lottery != "no":
+            start = model_tensors(self.make.model())
+            Ticket(masks, start, provenance | {"trained": False}).save(self.folder.ticket_path(1))
         self._result(stage, masks.counts(), masks.sizes(), arithmetic=self.make.arithmetic(model))
 
     @property
@@ -166,10 +171,20 @@ class Run:
     def _retrain(self, stage: Stage, saved: dict[str, Any] | None) -> None:
         model = self.make.model()
         masks = self._restore(stage, model)
-        optimizer = self.make.optimizer(model)
-        run = attach(model, optimizer, Fixed(masks), steps=self.config.epochs * self.steps, select=list(masks))
+        optimizer, moving = self.make.optimizer(model), self.config.lottery == "moving"
+        method = self.config.training_method if moving else Fixed(masks)
+        begin = partial(
+            attach, model, optimizer, method, steps=self.config.epochs * self.steps, select=list(masks),
+            steps_per_epoch=self.steps, seed=derive(self.config.seed, "masks", "again"),
+        )  # fmt: skip
+        run = begin_with(masks, model, begin) if moving else begin()
         self._train(stage, model, optimizer, run, saved, lambda: {"attachment": run.state_dict()})
-        self._result(stage, masks.counts(), masks.sizes())
+        arithmetic = None
+        if self.config.lottery != "no" and (once := self.make.arithmetic(model)) is not None:
+            share = self.make.share(masks.counts())
+            arithmetic = 2 * once if moving or share is None else once + share * self.config.epochs
+        masks = run.masks
+        self._result(stage, masks.counts(), masks.sizes(), arithmetic=arithmetic)
         run.detach()
 
     def _restore(self, stage: Stage, model: nn.Module) -> Masks:
@@ -315,7 +330,8 @@ class Run:
 
     def _seconds_of(self, stage: Stage) -> list[float]:
         """What the stage at work took, and each round of the search up to that of ``stage``."""
-        rounds = [place for place, other in enumerate(self.stages) if other.phase == "search"][: stage.round]
+        found = [place for place, other in enumerate(self.stages) if other.phase in ("train", "search")]
+        rounds = found[: stage.round]
         return [self.seconds.get(str(place), 0.0) for place in {*rounds, self.position}]
 
     @contextmanager

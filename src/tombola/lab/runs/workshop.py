@@ -86,7 +86,8 @@ class Workshop:
         """What training ``model`` takes in multiply-adds, in epochs of the dense net of full width; None if a masked
         layer cannot be counted."""
         config, masked = self.config, self.maskable(model)
-        epochs, steps = config.total_epochs, config.total_epochs * self.data.steps(config.batch_size)
+        epochs = config.stretched(config.epochs)
+        steps = epochs * self.data.steps(config.batch_size)
         if self._counted is None or self._full is None:
             return None
         cost = 1.0

@@ -18,6 +18,7 @@ from tombola.describe import describe, versions
 from tombola.lab.arithmetic import planned_counts
 from tombola.lab.config import Dense
 from tombola.lab.errors import LabError
+from tombola.lab.runs.ledger import Ledger
 from tombola.lab.runs.lottery import begin_with
 from tombola.lab.runs.records import epoch_record, epoch_text, result_record
 from tombola.lab.runs.stages import Stage, plan
@@ -28,7 +29,6 @@ from tombola.lab.runs.workshop import Workshop
 from tombola.lab.seeds import derive
 from tombola.masks import Masks
 from tombola.methods.fixed import Fixed
-from tombola.methods.magnitude import IMP
 from tombola.search import TicketSearch
 from tombola.ticket import Ticket, model_tensors
 
@@ -59,15 +59,14 @@ class Run:
         self.last: dict[str, Any] = {}  # the newest epoch record of this stage
         self.searched: dict[str, dict[str, Any]] = {}  # round -> the last epoch record of its search
         self.saved_at, self.save_seconds = time.monotonic(), 0.0  # when the last checkpoint was done, what it took
-        self.seconds: dict[str, float] = {}  # place of a stage -> what it took so far
-        self.clock = time.monotonic()  # up to when that is
+        self.ledger = Ledger(make, self.stages)
 
     def go(self, saved: dict[str, Any] | None) -> None:
         """Do all stages, or those that are left."""
         if saved is not None:
             with self._restoring(saved):
                 self.position, self.searched = saved["stage"], saved["searched"]
-                self.seconds = saved.get("seconds", {})
+                self.ledger.seconds = saved.get("seconds", {})
         if self.stages[self.position].phase == "search":
             self._search(saved)
             saved = None
@@ -216,7 +215,8 @@ class Run:
     ) -> None:
         """Train to the end of the stage, from its beginning or from where ``saved`` is; the last record is kept."""
         config, done = self.config, 0
-        self.last, self.clock = {}, time.monotonic()
+        self.last = {}
+        self.ledger.begin()
         if saved is not None:
             with self._restoring(saved):
                 model.load_state_dict(saved["model"])  # first: it says where sparse layers have their connections
@@ -233,7 +233,7 @@ class Run:
         def after_epoch(epoch: Epoch) -> None:
             if epoch.number == epochs or epoch.number % config.evaluate_every == 0:
                 self._measure(stage, model, run, epoch)
-            self._count_time()
+            self.ledger.count(self.position)
             done = stage.epochs_before + epoch.number
             self.emit({"event": "epoch", "done": done, "text": epoch_text(stage, epoch, self.last)})
             due = time.monotonic() - self.saved_at >= self.save_seconds / self.checkpoint_share
@@ -276,7 +276,7 @@ class Run:
                 "epoch": epoch,
                 "last": self.last,
                 "searched": self.searched,
-                "seconds": self.seconds,
+                "seconds": self.ledger.seconds,
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "extra": extra,
@@ -307,32 +307,13 @@ class Run:
         config, searched = self.config, self.searched.get(str(stage.round))
         weighed = self.make.weigh(counts)
         if config.searches:
-            arithmetic = self._spent(stage.round, counts, sizes)
+            arithmetic = self.ledger.arithmetic_of(stage.round, counts, self.searched)
         record = result_record(
             config, stage, self.last, searched, counts, sizes, steps=self.steps, arithmetic=arithmetic, weighed=weighed
         )
         self.folder.record(record)
-        self.folder.took(stage, sum(self._seconds_of(stage)), self.make.device)
+        self.folder.took(stage, self.ledger.seconds_of(stage, self.position), self.make.device)
         self.emit({"event": "result", **record})
-
-    def _spent(self, round_: int, counts: dict[str, int], sizes: dict[str, int]) -> float | None:
-        """Multiply-adds of the search up to a round and of training its ticket, in epochs of the dense net."""
-        dense = self.make.share(sizes)
-        before = [self.searched[str(r)].get("share") for r in range(1, round_)]  # what IMP trained in rounds 2, 3, …
-        shares = [dense, *(before if isinstance(self.config.method, IMP) else [dense] * len(before))]
-        known = [share for share in (*shares, self.make.share(counts)) if share is not None]
-        return sum(known) * self.config.epochs if len(known) == round_ + 1 else None
-
-    def _count_time(self) -> None:
-        now, place = time.monotonic(), str(self.position)
-        self.seconds[place] = self.seconds.get(place, 0.0) + now - self.clock
-        self.clock = now
-
-    def _seconds_of(self, stage: Stage) -> list[float]:
-        """What the stage at work took, and each round of the search up to that of ``stage``."""
-        found = [place for place, other in enumerate(self.stages) if other.phase in ("train", "search")]
-        rounds = found[: stage.round]
-        return [self.seconds.get(str(place), 0.0) for place in {*rounds, self.position}]
 
     @contextmanager
     def _python_warnings(self, *, silent: bool = False) -> Iterator[None]:

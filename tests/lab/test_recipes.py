@@ -406,6 +406,16 @@ def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nothing is trained" in said.out
 
 
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["reproduce", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "What to reproduce:" in said
+    assert "--scale [smoke|cpu|full]" in said
+    assert "[default: runs/NAME-SCALE]" in " ".join(said.split()).replace("- SCALE", "-SCALE")
+    assert "[NAME]\n" in said.splitlines(keepends=True)[0]
+    assert said.count("[NAME]") == 1
+
+
 def test_figure_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["reproduce", "cs-figure-1", "--out", str(tmp_path / "new")]) == 0
     assert str(tmp_path / "new" / "relaxation.svg") in capsys.readouterr().out

@@ -108,7 +108,7 @@ def reproduce(context: click.Context, /, **options: Any) -> None:
     if options["name"] is None:
         print_experiments()
         return
-    reproduction(options, given=typed(context), command=_command(context))
+    reproduction(options, _command(context))
 
 
 @cli.command()

@@ -144,7 +144,14 @@ _REPRODUCE = [
         show_default="0,1,2; at smoke scale 0",
         help="A run for each.",
     ),
-    *_WHERE,
+    click.option(
+        "--out",
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="DIR",
+        show_default="runs/NAME-SCALE",
+        help="Folder for the runs and the report.",
+    ),
+    *_WHERE[1:],
 ]
 _SEARCH = [
     click.option(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def print_experiments() -> None:
     )
 
 
-def reproduction(options: Mapping[str, Any], *, given: Collection[str], command: str) -> None:
+def reproduction(options: Mapping[str, Any], command: str) -> None:
     """Run the experiment that the options ask for, and write its report.
 
     Raises:
@@ -49,7 +49,7 @@ def reproduction(options: Mapping[str, Any], *, given: Collection[str], command:
         recipe, scale = find(options["name"]), options["scale"]
     except LabError as error:
         raise click.UsageError(str(error), click.get_current_context()) from None
-    out = options["out"] if "out" in given else Path("runs") / f"{recipe.name}-{scale}"
+    out = options["out"] or Path("runs") / f"{recipe.name}-{scale}"
     console = stdout()
     if recipe.draw is not None:
         written = recipe.draw(out)
@@ -65,7 +65,7 @@ def reproduction(options: Mapping[str, Any], *, given: Collection[str], command:
 
 
 def _checked(recipe: Recipe, scale: Scale, options: Mapping[str, Any]) -> list[RunConfig]:
-    """The runs, once it is sure that their data can be read; images only as far as finding them goes."""
+    """The runs, once it is sure that their data are there."""
     found = recipe.runs(scale, seeds=options["seeds"] or (), data_dir=options["data_dir"])
     for data, inputs in dict.fromkeys((config.data, config.inputs) for config in found):
         load(data, data_dir=options["data_dir"], inputs=inputs, tell=lambda text: None)

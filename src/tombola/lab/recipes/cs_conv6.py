@@ -7,7 +7,7 @@ ISS: s₀ = 1, SGD at 20, λ = 1e-8. Tickets are trained from the initial weight
 
 Departs from the paper in:
   * whether CS rewinds its weights between rounds is not said there; here it goes on with them;
-  * which s₀ within the range were tried is not printed;
+  * which s₀ within the range were tried is not printed, nor whether SGD had momentum (here not);
   * three seeds; retraining of every ticket is counted; dense nets, controls and other schedules are added.
 """
 

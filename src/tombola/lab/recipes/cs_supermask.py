@@ -5,7 +5,7 @@ over them is learnt, for 100 epochs. CS: Adam at 3e-4 on the scores, sparsity by
 found a sweep of s₀ unstable here. SS: SGD at 100, sparsity by s₀ from −5 to 5.
 
 Departs from the paper in:
-  * which λ and s₀ within the ranges are tried, and s₀ of CS (0) and λ of SS (1e-8): they are not printed;
+  * which λ and s₀ within the ranges are tried, s₀ of CS (0), λ (1e-8) and momentum (none) of SS: they are not printed;
   * three seeds; dense nets that do learn their weights, which show what the masks miss, are added.
 """
 

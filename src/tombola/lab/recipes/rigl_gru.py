@@ -7,7 +7,7 @@ is best, then RigL and SNFS, then SET; RigL does not reach pruning.
 
 Departs from the paper in:
   * six epochs of WikiText-103 instead of 200,000 steps (about 33,000 steps an epoch);
-  * the embedding, which serves for the output too, carries no mask; biases neither;
+  * the embedding, which serves for the output too, is never masked here, and neither are biases;
   * static masks, three seeds, dense nets as long and for as much arithmetic, a cosine and a step schedule are added.
 """
 
@@ -37,7 +37,6 @@ BASE = RunConfig(
     inputs=Text(unit="bytes", length=512),
     optimizer=Adam(lr=7e-4, weight_decay=5e-4),
     clip=10.0,
-    unmasked=("embedding.weight",),
 )
 DENSITY = 0.25
 MOVING: tuple[type[RigL] | type[SET] | type[SNFS], ...] = (RigL, SET, SNFS)

@@ -36,7 +36,6 @@ BASE = RunConfig(
     unmasked=("fc3.weight",),
 )
 BUDGET = BUDGETS["rigl-lenet"]  # 1 % of fc1, 11 % of fc2, whatever density is asked for
-DENSITY = (0.01 * 300 * 784 + 0.11 * 100 * 300) / (300 * 784 + 100 * 300)
 MOVING: tuple[type[RigL] | type[SET], ...] = (RigL, SET)
 UNTIL = 50_000 / 120_000
 
@@ -46,10 +45,12 @@ def configs(scale: Scale) -> Sequence[RunConfig]:
     base = smaller(BASE, scale, epochs=40, width=1.0)
     if scale != "full":
         base = replace(base, data="digits", width=1.0, examples=by(scale, full=None, cpu=None, smoke=SMOKE_EXAMPLES))
+    first, second = 300 * by(scale, full=3 * 784, cpu=64, smoke=64), 100 * 300
+    density = round((0.01 * first + 0.11 * second) / (first + second), 4)  # what that comes to
     every = by(scale, full=100, cpu=10, smoke=1)
     methods = (
-        *(kind(density=DENSITY, budget=BUDGET, every=every, until=UNTIL, drop_fraction=0.3) for kind in MOVING),
-        Static(density=DENSITY, budget=BUDGET),
+        *(kind(density=density, budget=BUDGET, every=every, until=UNTIL, drop_fraction=0.3) for kind in MOVING),
+        Static(density=density, budget=BUDGET),
     )
     runs = [replace(base, method=method) for method in methods]
     return [*dense(runs), *runs, *schedules(runs[0])[1:]]

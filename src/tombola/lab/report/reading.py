@@ -10,15 +10,16 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from tombola.lab.errors import LabError
+from tombola.lab.report.experiments import scale_of
 
-CONFIG, METRICS, DONE = "config.json", "metrics.jsonl", "done.json"
+CONFIG, METRICS, DONE, TIMES = "config.json", "metrics.jsonl", "done.json", "times.json"
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Result:
     """One final number: a dense net, one that was trained sparse (round 0), a retrained ticket or a control.
 
     Accuracies are fractions in [0, 1]; `test_loss` is in nats, per token for texts, of which `token` says what one is;
-    `arithmetic` is that of the training, in epochs of the dense net.
+    `arithmetic` is that of training and search, in epochs of the dense net. `multiply_adds` for one example and `bytes`
+    are those of the network, `seconds` the wall time of training and search; None: an older run does not tell.
     """
 
     method: str
@@ -57,13 +59,17 @@ class Result:
     dead_layers: tuple[str, ...]
     ticket: str | None
     layers: tuple[Layer, ...]
+    multiply_adds: float | None = None
+    bytes: int | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
 class Run:
     """One run folder: who it is (config), what it found (results), what it warned of, and whether it is finished.
 
-    `original` is whether its data are the publisher's own files; None: not known.
+    `original` is whether its data are the publisher's own files; None: not known. `scale` is that of the recipe which
+    it was made for, "full" or a smaller one; empty if it was for none. `device` is where its wall times were taken.
     """
 
     folder: Path
@@ -76,6 +82,8 @@ class Run:
     finished: bool
     versions: Mapping[str, str]
     original: bool | None = None
+    scale: str = ""
+    device: str = ""
 
     @property
     def method_settings(self) -> Mapping[str, Any]:
@@ -115,10 +123,13 @@ def read_run(folder: Path) -> Run:
     results: list[Result] = []
     warnings: list[str] = []
     original: bool | None = None
+    device, seconds = _times(folder / TIMES)
     for place, record in _records(folder / METRICS):
         kind = record.get("kind")
         if kind == "result":
-            results.append(_result(record, place))
+            result = _result(record, place)
+            took = seconds.get(f"{result.round} {result.control or ''}".rstrip())
+            results.append(replace(result, seconds=took))
         elif kind == "warning" and record.get("text") not in warnings:
             warnings.append(str(record.get("text")))
         elif kind == "data":
@@ -134,7 +145,19 @@ def read_run(folder: Path) -> Run:
         finished=finished,
         versions=_versions(folder, results),
         original=original,
+        scale=scale_of(folder),
+        device=device,
     )
+
+
+def _times(path: Path) -> tuple[str, dict[str, float]]:
+    """The device and the seconds of each result; nothing where they are not known."""
+    try:
+        found = json.loads(path.read_bytes())
+        seconds = {str(key): float(value) for key, value in found["seconds"].items()}
+        return str(found["device"]), {key: value for key, value in seconds.items() if math.isfinite(value)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "", {}
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -229,7 +252,14 @@ def _result(record: Mapping[str, Any], place: str) -> Result:
         dead_layers=tuple(str(name) for name in get("dead_layers", list)),
         ticket=get("ticket", (text, none)),
         layers=tuple(_layer(layer, place) for layer in get("layers", list)),
+        multiply_adds=_optional(record, "multiply_adds", place),
+        bytes=_optional(record, "bytes", place),
     )
+
+
+def _optional(record: Mapping[str, Any], key: str, place: str) -> Any:
+    """A number that older runs do not have."""
+    return _field(record, key, (int, float, type(None)), place) if key in record else None
 
 
 def _layer(layer: object, place: str) -> Layer:

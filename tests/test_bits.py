@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tombola import bits
 from tombola.bits import PackedMask, and_unpacked
+from tombola.sparse import threads
 
 FORMATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
@@ -49,13 +50,16 @@ def test_inf_and_nan_go_too_and_minus_zero_stays() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.int64], ids=str)
 @pytest.mark.parametrize("size", [1, 7, 8, 100])
-def test_every_device_does_the_same(dtype: torch.dtype, size: int) -> None:
-    """What accelerators run, beside what the CPU runs."""
+@pytest.mark.parametrize("worth", [2**16, 8, 1])
+def test_every_device_does_the_same(dtype: torch.dtype, size: int, worth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What accelerators run, beside what the CPU runs: as one piece, or in several."""
+    monkeypatch.setattr(bits, "_WORTH", worth)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     draw = torch.Generator().manual_seed(size)
     values = torch.randint(-100, 100, (size,), dtype=dtype, generator=draw)
     packed = torch.randint(256, (-(-size // 8),), dtype=torch.uint8, generator=draw)
     here, there = values.clone(), values.clone()
-    bits._kernel(dtype)(here.data_ptr(), packed.data_ptr(), size)
+    bits._clear(here, packed)
     and_unpacked(there, packed, chunk=16)
     assert torch.equal(here, there)
     kept = [bool(int(packed[place // 8]) >> place % 8 & 1) for place in range(size)]
@@ -87,7 +91,8 @@ def test_where_nothing_can_be_kept_on_disk(monkeypatch: pytest.MonkeyPatch) -> N
         return real(signature)
 
     real = numba.cfunc
-    monkeypatch.setattr(numba, "cfunc", cfunc)
+    monkeypatch.setattr(threads, "cfunc", cfunc)
+    monkeypatch.setattr(bits, "_kernel", bits._kernel.__wrapped__)
     values, packed = torch.ones(9), torch.tensor([1, 1], dtype=torch.uint8)
-    bits._kernel.__wrapped__(values.dtype)(values.data_ptr(), packed.data_ptr(), 9)
+    bits._clear(values, packed)
     assert values.tolist() == [1, 0, 0, 0, 0, 0, 0, 0, 1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -10,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tombola.compiled import kept
-
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_WORTH = 2**16  # weights that are worth another thread
 _CHUNK = 2**25  # weights that are unpacked at a time on an accelerator
 _PLAIN = (Tensor, nn.Parameter)
 
@@ -44,7 +42,7 @@ class PackedMask:
             now = f"{tuple(tensor.shape)} on {tensor.device}"
             raise RuntimeError(f"a masked weight, {before}, is {now}; detach() before the model is moved or changed")
         if type(tensor) in _PLAIN and tensor.is_cpu and tensor.stride() == self._usual and tensor.data_ptr():
-            _kernel(tensor.dtype)(tensor.data_ptr(), self.bytes.data_ptr(), tensor.numel())
+            _clear(tensor, self.bytes)
         elif self.stride is not None and _dense_stride(tensor) == self.stride:
             values = _flat(tensor)
             and_unpacked(values.view(_INTEGERS[values.element_size()]), self.bytes)
@@ -79,28 +77,44 @@ def _unpacking(dtype: torch.dtype, device: torch.device) -> Tensor:
     return (byte >> torch.arange(8, device=device) & 1).to(dtype).neg_()
 
 
-@cache
-def _kernel(dtype: torch.dtype) -> Callable[[int, int, int], None]:
-    """The same as compiled code: (address of the values, address of the packed bits, number of values).
+def _clear(tensor: Tensor, packed: Tensor) -> None:
+    """The same as compiled code.
 
     It is called in the midst of a backward pass, whose arrays have pushed all else out of the caches: the fewer calls
     of Python and PyTorch lead to it, the better.
     """
-    from numba import carray, cfunc, types  # type: ignore[attr-defined]  # takes a while: not before there is a mask
+    from tombola.sparse.threads import run  # imports Numba, which takes a while: not before there is a mask
+
+    size = tensor.numel()
+    chunks = max(1, min(2 * torch.get_num_threads(), size // _WORTH))
+    each = -(-packed.numel() // chunks)
+    run(_kernel(tensor.dtype), [0, -(-packed.numel() // each), tensor.data_ptr(), packed.data_ptr(), size, each])
+
+
+@cache
+def _kernel(dtype: torch.dtype) -> Any:
+    from numba import carray  # type: ignore[attr-defined]
+
+    from tombola.sparse import threads  # the loop closes over the module: an intrinsic would be another in each process
 
     kind = np.dtype(f"i{dtype.itemsize}")
 
-    def clear(values_at: Any, packed_at: Any, size: int) -> None:
-        values, packed = carray(values_at, (size,), kind), carray(packed_at, ((size + 7) // 8,), np.uint8)
+    def clear(job_at: Any) -> None:
+        job: Any = carray(job_at, (6,), np.int64)
+        size, each = job[4], job[5]
+        values: Any = carray(threads.pointer(job[2]), (size,), kind)
+        packed: Any = carray(threads.pointer(job[3]), ((size + 7) // 8,), np.uint8)
         whole = size // 8
-        for byte in range(whole):  # no branches, so that it becomes a few vector instructions
-            bits = np.int32(packed[byte])
-            for place in range(8):
-                values[8 * byte + place] &= -((bits >> np.int32(place)) & np.int32(1))
-        for rest in range(8 * whole, size):
-            values[rest] &= -((np.int32(packed[whole]) >> np.int32(rest - 8 * whole)) & np.int32(1))
+        while True:
+            chunk = threads.next_chunk(job_at)
+            if chunk >= job[1]:
+                break
+            for byte in range(chunk * each, min(whole, (chunk + 1) * each)):  # no branches: a few vector instructions
+                bits = np.int32(packed[byte])
+                for place in range(8):
+                    values[8 * byte + place] &= -((bits >> np.int32(place)) & np.int32(1))
+            if chunk == job[1] - 1:
+                for rest in range(8 * whole, size):
+                    values[rest] &= -((np.int32(packed[whole]) >> np.int32(rest - 8 * whole)) & np.int32(1))
 
-    clear.__qualname__ = f"clear_{kind.name}"  # names the file that it is kept in: one for each kind
-    signature = types.void(types.voidptr, types.voidptr, types.intp)
-    function: Callable[[int, int, int], None] = kept(lambda **options: cfunc(signature, **options)(clear)).ctypes
-    return function
+    return threads.compiled(clear, f"clear_{kind.name}")  # kept in a file of its own for each kind

@@ -47,6 +47,8 @@ EVERY_METHOD = {
     "rigl": replace(DENSE, method=RigL(density=0.2, every=4)),
     "rigl, sparse": replace(DENSE, method=RigL(density=0.2, every=4), sparse=True),
     "granet, sparse": replace(DENSE, method=GraNet(density=0.2, every=3), optimizer=Adam(lr=0.01), sparse=True),
+    "rigl, lottery": replace(DENSE, method=RigL(density=0.2, every=4), lottery="fixed"),
+    "rigl, lottery on": replace(DENSE, method=RigL(density=0.2, every=4), lottery="moving"),
     "set, uniform": replace(DENSE, method=SET(density=0.25, every=4, budget=BUDGETS["uniform-first-dense"])),
     "snip, fan-in": replace(DENSE, method=SNIP(density=0.3, pattern=ConstantFanIn())),
     "gmp": replace(DENSE, method=GradualMagnitude(density=0.1, every=3)),

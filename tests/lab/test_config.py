@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tombola.lab.config import BUDGETS, Dense, RunConfig
 from tombola.lab.errors import LabError
 from tombola.lab.inputs import Images, Text
-from tombola.lab.settings import SGD, Adam, AdamW, Constant, Cosine, Drops
+from tombola.lab.settings import SGD, Adam, AdamW, Constant, Cosine, Drops, WarmUp
 from tombola.methods.continuous import ContinuousSparsification
 from tombola.methods.gradual import GradualMagnitude
 from tombola.methods.granet import GraNet
@@ -34,6 +34,8 @@ STEPPED = replace(CS, schedule=Drops(epochs=(1, 2)), score_optimizer=Adam(), ret
 RIGL = EVERY_METHOD["rigl"]
 READ = replace(DENSE, data="folder/flowers", inputs=Images(size=64, cutout=8, skip_damaged=True))
 ALL = {**EVERY_METHOD, "layerwise": LAYERWISE, "stepped": STEPPED, "images": READ}
+LATER = replace(ALL["images"], label_smoothing=0.1, clip=10.0, examples=500, schedule=WarmUp(epochs=2, then=Cosine()))
+ALL["later"] = LATER
 ALL["text"] = replace(DENSE, data="text/poems", model="mine:net", inputs=Text(unit="characters", length=64))
 
 
@@ -59,11 +61,20 @@ def written(value: Any) -> Any:
             GraNet: "granet", Images: "images", Text: "text",
             SET: "set", SNIP: "snip", GradualMagnitude: "gmp", ConstantFanIn: "constant fan-in",
             SGD: "sgd", Adam: "adam", AdamW: "adamw", Constant: "constant", Cosine: "cosine", Drops: "drops",
+            WarmUp: "warm-up",
         }  # fmt: skip
         fields = {f.name: written(getattr(value, f.name)) for f in dataclasses.fields(value)}
         if type(value) in (ContinuousSparsification, StochasticSparsification):
             assert fields.pop("score_optimizer") is None
-        for name, before in {"inputs": None, "sparse": False}.items() if type(value) is RunConfig else ():
+        later = {
+            "inputs": None,
+            "sparse": False,
+            "label_smoothing": 0.0,
+            "clip": None,
+            "examples": None,
+            "lottery": "no",
+        }
+        for name, before in later.items() if type(value) is RunConfig else ():
             if fields[name] == before:  # these came later
                 del fields[name]
         return fields if type(value) is RunConfig else {"kind": kinds[type(value)], **fields}
@@ -145,6 +156,7 @@ CHOICES: dict[str, Any] = {
 
 
 HASHED = {"cs": ASKED, "stepped": STEPPED, "imp": IMP_, "map": LAYERWISE, "iss": ISS}
+HASHED["later"] = replace(LATER, inputs=None, schedule=Cosine())
 HASHED |= {name: EVERY_METHOD[name] for name in ("rigl", "set, uniform", "snip, fan-in", "gmp", "cs, pruning")}
 
 
@@ -177,7 +189,7 @@ def test_every_setting_counts_in_the_hash(config: RunConfig) -> None:
         assert other.content_hash not in seen, f"{key} has the hash of {seen.get(other.content_hash)}"
         seen[other.content_hash] = key
         tried += 1
-    assert tried >= len(dataclasses.fields(RunConfig)) - 6
+    assert tried >= len(dataclasses.fields(RunConfig)) - 10
 
 
 def test_a_setting_that_came_later_leaves_older_runs_their_names() -> None:
@@ -205,6 +217,12 @@ def test_a_setting_that_came_later_leaves_older_runs_their_names() -> None:
 def test_what_cannot_be_trained_in_sparse_layers(config: RunConfig, why: str) -> None:
     with pytest.raises(ValueError, match=f"sparse must be false for {why}"):
         replace(config, sparse=True)
+
+
+def test_older_runs_keep_their_folders() -> None:
+    assert DENSE.content_hash == "910562813007"
+    assert STEPPED.content_hash == "76bc13c31e97"
+    assert RIGL.content_hash == "a21549b1ff9a"
 
 
 def test_the_kind_counts_in_the_hash() -> None:
@@ -287,6 +305,10 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "rounds of dense": (broken(method=plain(DENSE)["method"]), ["must be left alone: dense makes no search"]),
     "density": (broken(method=CS_METHOD | {"density": 0}), ["method: density must be", "above 0 and at most 1, not 0"]),
     "scores of IMP": (broken(method=plain(IMP_)["method"]), ["score_optimizer must be null"]),
+    "lottery of cs": (broken(lottery="fixed"), ["lottery must be no for cs"]),
+    "no examples": (broken(examples=0), ["examples must be 1 or more, not 0"]),
+    "all smooth": (broken(label_smoothing=1), ["label_smoothing must be 0 or more and below 1, not 1"]),
+    "clipped away": (broken(clip=0), ["clip must be above 0, not 0"]),
     "times": (json.dumps(plain(DENSE) | {"method": {"kind": "dense", "times": 0}}), ["times must be above 0, not 0"]),
 }  # fmt: skip
 
@@ -327,6 +349,7 @@ def test_settings_out_of_range() -> None:
         (lambda: Drops(epochs=(0, 3)), "epochs must be rising"),
         (lambda: Drops(epochs=(1,), by=1.0), "by must be between 0 and 1"),
         (lambda: Cosine(floor=1.5), "floor must be between 0 and 1"),
+        (lambda: WarmUp(epochs=0, then=Cosine()), "epochs must be 1 or more, not 0"),
     ]:
         with pytest.raises(ValueError, match=says):
             make()
@@ -396,8 +419,9 @@ def test_what_is_trained() -> None:
 def test_what_a_person_calls_it() -> None:
     assert [config.setting for config in ALL.values()] == [
         "", "equal epochs", "s0=-0.02", "density=0.5,0.2", "keep=0.5", "keep=0.5", "s0=1", "1 epoch", "width=0.5",
-        "density=0.2", "density=0.2 sparse", "density=0.2 sparse", "density=0.25", "density=0.3 fan-in", "density=0.1",
-        "density=0.2", "keep by layer", "s0=-0.02", "", "",
+        "density=0.2", "density=0.2 sparse", "density=0.2 sparse",
+        "density=0.2 lottery=fixed", "density=0.2 lottery=moving", "density=0.25", "density=0.3 fan-in", "density=0.1",
+        "density=0.2", "keep by layer", "s0=-0.02", "", "", "",
     ]  # fmt: skip
     assert ASKED.title == "cs density=0.5,0.2 · conv_digits · digits · seed 0"
     assert DENSE.title == "dense · conv_digits · digits · seed 0"

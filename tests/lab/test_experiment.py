@@ -22,11 +22,13 @@ from tombola.lab.data import digits
 from tombola.lab.errors import LabError
 from tombola.lab.models import build
 from tombola.lab.runs.experiment import execute
+from tombola.lab.runs.lottery import begin_with
 from tombola.lab.runs.store import read_metrics
 from tombola.lab.runs.work import Event, Stopped
 from tombola.lab.seeds import derive
 from tombola.methods.continuous import ContinuousSparsification
 from tombola.methods.magnitude import IMP
+from tombola.methods.stochastic import StochasticSparsification
 from tombola.patterns import NM
 
 STEPS = 10  # of an epoch: 1,347 digits in batches of 128
@@ -36,6 +38,7 @@ def files(path: Path) -> dict[str, bytes]:
     """What a run leaves behind, byte by byte."""
     found = {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
     del found["lock"]
+    found.pop("times.json", None)  # of no run the same twice
     return found
 
 
@@ -566,3 +569,121 @@ def net(classes): return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12
     torch.randn(5)
     assert execute(config, tmp_path / "cut") == path
     assert files(path) == files(straight)
+
+
+# ---- masks over weights that never change
+
+
+@pytest.mark.parametrize("method", [
+    ContinuousSparsification(initial_score=0.05, penalty=1e-4, train_weights=False),
+    StochasticSparsification(initial_score=0.5, train_weights=False),
+], ids=["cs", "ss"])  # fmt: skip
+def test_a_supermask_is_the_mask_over_the_first_weights(
+    method: ContinuousSparsification | StochasticSparsification, tmp_path: Path
+) -> None:
+    config = replace(CS, method=method, rounds=1, retrain=())
+    assert (config.supermask, config.searches, config.total_epochs) == (True, False, 2)
+    assert not replace(config, retrain="all").supermask  # this one trains the ticket
+    path = execute(config, tmp_path)
+    (record,) = results(path)
+    ticket = tombola.Ticket.load(path / record["ticket"])
+    model = build("conv_digits", input_shape=(1, 8, 8), classes=10, seed=derive(0, "initial weights"))
+    for name, mask in ticket.masks.items():
+        assert torch.equal(ticket.start[name], model.get_parameter(name).detach() * mask)
+    ticket.restore(model)
+    data = digits()
+    with torch.no_grad():
+        right = (model(data.test_x).argmax(1) == data.test_y).double().mean()
+    assert record["test_accuracy"] == record["hard_accuracy"] == float(right)
+    assert record["soft_accuracy"] is not None
+    assert record["density"] == ticket.density < 1
+    assert record["arithmetic"] == 2  # two epochs with dense gradients
+
+
+# ---- what it costs
+
+
+def test_what_results_weigh(finished: Callable[[str], Path]) -> None:
+    (dense,) = results(finished("dense"))
+    model = build("conv_digits", input_shape=(1, 8, 8), classes=10, seed=0)
+    forward = tombola.flops.count(model, torch.zeros(1, 1, 8, 8))
+    assert dense["multiply_adds"] == forward.total
+    assert dense["bytes"] == tombola.flops.size_in_bytes(model, {}) == 4 * sum(p.numel() for p in model.parameters())
+    for name in ("rigl", "imp", "cs, density"):
+        for record in results(finished(name)):
+            masks = tombola.Ticket.load(finished(name) / (record["ticket"] or "tickets/round-02.safetensors")).masks
+            assert record["bytes"] == tombola.flops.size_in_bytes(model, masks)
+            assert record["multiply_adds"] == round(tombola.flops.count(model, torch.zeros(1, 1, 8, 8), masks).total)
+
+
+def test_arithmetic_of_a_search_and_its_tickets(finished: Callable[[str], Path]) -> None:
+    dense = results(finished("dense"))[0]["multiply_adds"]
+    imp = {record["round"]: record for record in results(finished("imp"))}
+    share = {round_: record["multiply_adds"] / dense for round_, record in imp.items()}
+    # round 1 trains the dense net, each later one the ticket before it, which is that ticket's own training
+    assert imp[1]["arithmetic"] == pytest.approx(2 * (1 + share[1]))
+    assert imp[3]["arithmetic"] == pytest.approx(2 * (1 + share[1] + share[2] + share[3]))
+    cs = {record["round"]: record for record in results(finished("cs"))}
+    assert cs[2]["arithmetic"] == pytest.approx(2 * (2 + cs[2]["multiply_adds"] / dense))  # scores of all weights
+
+
+def test_wall_times_are_noted_apart(finished: Callable[[str], Path]) -> None:
+    found = json.loads((finished("cs, density") / "times.json").read_text())
+    assert found["device"] == "cpu"
+    assert set(found["seconds"]) == {"1", "2", "2 shuffled", "2 reinitialised"}
+    assert found["seconds"]["2"] > found["seconds"]["1"] > 0  # with the second round of the search
+    metrics = (finished("cs, density") / "metrics.jsonl").read_text()
+    assert "seconds" not in metrics
+
+
+def test_training_on_a_part_of_the_examples(tmp_path: Path) -> None:
+    path = execute(replace(DENSE, examples=300), tmp_path)
+    assert results(path)[0]["steps_total"] == 2 * (300 // 128)
+    with pytest.raises(LabError, match="examples is 2000, but digits has 1347 to train"):
+        execute(replace(DENSE, examples=2000), tmp_path)
+
+
+# ---- lottery initialisation
+
+
+def test_the_first_weights_with_the_last_connections(finished: Callable[[str], Path]) -> None:
+    plain, fixed, moving = (finished(name) for name in ("rigl", "rigl, lottery", "rigl, lottery on"))
+    (alone,) = results(plain)
+    trained = tombola.Ticket.load(plain / "tickets/trained.safetensors")
+    initial = build("conv_digits", input_shape=(1, 8, 8), classes=10, seed=derive(0, "initial weights"))
+    for path in (fixed, moving):
+        first, again = results(path)
+        assert first["test_accuracy"] == alone["test_accuracy"]
+        ticket = tombola.Ticket.load(path / again["ticket"])
+        assert ticket.masks.digest() == trained.masks.digest()
+        for name, mask in ticket.masks.items():
+            assert torch.equal(ticket.start[name], initial.get_parameter(name).detach() * mask)
+        assert (first["epochs_total"], again["epochs_total"], again["round"]) == (2, 4, 1)
+        assert again["density"] == first["density"]
+    rest, on = results(fixed)[1], results(moving)[1]
+    assert on["arithmetic"] == pytest.approx(2 * alone["arithmetic"])
+    share = rest["multiply_adds"] / results(finished("dense"))[0]["multiply_adds"]
+    assert rest["arithmetic"] == pytest.approx(alone["arithmetic"] + 2 * share)
+    seconds = json.loads((fixed / "times.json").read_text())["seconds"]
+    assert seconds["1"] > seconds["0"] > 0
+
+
+def test_connections_move_on_from_where_they_were(finished: Callable[[str], Path]) -> None:
+    model = build("conv_digits", input_shape=(1, 8, 8), classes=10, seed=1)
+    ticket = tombola.Ticket.load(finished("rigl") / "tickets/trained.safetensors")
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method = tombola.RigL(density=0.2, every=4, move_at_start=False)
+    run = begin_with(
+        ticket.masks, model, lambda: tombola.attach(model, optimizer, method, steps=20, select=list(ticket.masks))
+    )
+    assert run.masks.digest() == ticket.masks.digest()
+    for name, mask in ticket.masks.items():
+        assert torch.equal(model.get_parameter(name), before[name] * mask)
+    data = digits()
+    for _ in range(20):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(data.train_x[:64]), data.train_y[:64]).backward()
+        optimizer.step()
+    assert run.masks.digest() != ticket.masks.digest()
+    assert run.masks.counts() == ticket.masks.counts()

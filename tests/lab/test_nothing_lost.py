@@ -59,7 +59,7 @@ def undisturbed(command: list[str], out: Path) -> dict[str, bytes]:
 
 def contents(out: Path) -> dict[str, bytes]:
     """The files of all runs, byte by byte."""
-    found = (path for path in out.glob("*-s0-*/**/*") if path.is_file() and path.name != "lock")
+    found = (path for path in out.glob("*-s0-*/**/*") if path.is_file() and path.name not in ("lock", "times.json"))
     return {str(path.relative_to(out)): path.read_bytes() for path in found}
 
 

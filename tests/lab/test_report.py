@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from tombola.lab.errors import LabError
-from tombola.lab.report.columns import result_columns
+from tombola.lab.report.columns import cost_columns, result_columns
+from tombola.lab.report.experiments import Experiment, experiments, remember
 from tombola.lab.report.findings import account, findings, matching, trust
 from tombola.lab.report.labels import EndLabel, label_ends
 from tombola.lab.report.page import read_summary, write_report
@@ -541,3 +542,68 @@ def test_a_search_and_a_training_share_a_page(tmp_path: Path) -> None:
     page = Page(written.html.read_text(encoding="utf-8"))
     assert "Winning tickets in" in page.words
     assert next(row for row in page.rows if row[0] == "method")[1] == "round"
+
+
+def test_what_networks_cost(tmp_path: Path) -> None:
+    weighed = {"multiply_adds": 1_234_567, "bytes": 1536}
+    nothing = {"epochs_search": 0, "ticket": None, "epochs_total": EPOCHS, "arithmetic": 20.0}
+    for seed, seconds in enumerate((100.0, 140.0)):
+        record = result("dense", "", 0, 1.0, 0.9, **weighed, **nothing)
+        folder = write(tmp_path / str(seed), config({"kind": "dense"}, seed), [record])
+        (folder / "times.json").write_text(json.dumps({"device": "cpu", "seconds": {"0": seconds}}))
+    old = write(tmp_path / "old", config({"kind": "set"}, 0), [result("set", "", 0, 0.1, 0.8, **nothing)])
+    (old / "times.json").write_text("damaged")
+    written = write_report([tmp_path])
+    shown = {
+        c.name: [c.text(row) for row in written.summary.tasks[0].rows] for c in cost_columns(written.summary.tasks)
+    }
+    plain = {name: [text.replace("\N{NO-BREAK SPACE}", " ") for text in texts] for name, texts in shown.items()}
+    assert plain == {"multiply-adds": ["1.23 M", ""], "bytes": ["1.50 k", ""], "wall time": ["2 min", ""]}
+    lines = list(csv.DictReader(io.StringIO(written.csv.read_text())))
+    assert [lines[0][key] for key in ("multiply_adds", "bytes", "wall_seconds")] == ["1234567.0", "1536.0", "120.0"]
+    assert [lines[1][key] for key in ("multiply_adds", "bytes", "wall_seconds")] == ["", "", ""]
+    console = Console(file=io.StringIO(), width=80)
+    print_summary(written.summary, console)
+    assert isinstance(console.file, io.StringIO)
+    assert "What they cost" in console.file.getvalue()
+
+
+def test_what_is_reduced_says_so_everywhere(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write(tmp_path / f"run{seed}", config({"kind": "dense"}, seed), [result("dense", "", 0, 1.0, 0.9)])
+    write(tmp_path / "mine", config({"kind": "set"}, 0), [result("set", "", 0, 0.5, 0.8)])
+    for name in ("run0", "run1"):  # noted one after the other, as by the same command with other seeds
+        remember(tmp_path, Experiment(name="x", title="Figure 9 of X", about="<Shorter>.", scale="cpu", runs=(name,)))
+    (noted,) = experiments(tmp_path)
+    assert noted.runs == ("run0", "run1")
+    written = write_report([tmp_path])
+    (task,) = written.summary.tasks
+    assert [row.label for row in task.rows] == ["reduced (cpu scale)", ""]
+    assert task.label == "partly reduced (cpu scale)"
+    lines = list(csv.DictReader(io.StringIO(written.csv.read_text())))
+    assert [line["scale"] for line in lines] == ["reduced (cpu scale)", ""]
+    page = Page(written.html.read_text(encoding="utf-8"))
+    assert "Figure 9 of X, reduced (cpu scale). <Shorter>." in " ".join(page.words.split())
+    console = Console(file=io.StringIO(), width=120)
+    print_summary(written.summary, console)
+    assert isinstance(console.file, io.StringIO)
+    shown = " ".join(console.file.getvalue().split())
+    assert "Figure 9 of X reduced (cpu scale)" in shown
+    assert "conv_digits on digits, seeds 0 and 1, partly reduced (cpu scale)" in shown
+    (tmp_path / "experiments.json").write_text('[{"name": "x"}]')
+    with pytest.raises(LabError, match=r"experiments\.json: is damaged"):
+        write_report([tmp_path])
+
+
+def test_schedules_are_told_apart_by_their_kind(tmp_path: Path) -> None:
+    drops, cosine = {"kind": "drops", "epochs": [3], "by": 0.1}, {"kind": "cosine", "floor": 0.0}
+    longer = {"schedule": {**drops, "epochs": [6]}, "epochs": 2 * EPOCHS}
+    for place, more in enumerate(({"schedule": drops}, {"schedule": cosine}, longer)):
+        accuracy = (0.9, 0.95, 0.93)[place]
+        write(tmp_path / str(place), config({"kind": "dense"}, 0) | more, [result("dense", "", 0, 1.0, accuracy)])
+    task = task_of(tmp_path)
+    assert sorted(row.setting for row in task.rows) == [
+        f"epochs={EPOCHS} schedule=cosine", f"epochs={EPOCHS} schedule=drops", f"epochs={2 * EPOCHS} schedule=drops",
+    ]  # fmt: skip
+    assert task.dense is not None
+    assert task.dense.accuracy.mean == 0.95  # of equal epochs the stricter one to compare with

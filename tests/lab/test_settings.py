@@ -9,9 +9,9 @@ import torch
 from loop import differ
 from torch import nn
 
-from tombola.lab.runs.train import Epoch, fit
+from tombola.lab.runs.train import Epoch, cross_entropy, fit
 from tombola.lab.seeds import derive
-from tombola.lab.settings import SGD, Adam, AdamW, Constant, Cosine, Drops, Optimizer, Schedule
+from tombola.lab.settings import SGD, Adam, AdamW, Constant, Cosine, Drops, Optimizer, Schedule, WarmUp
 
 BATCHES = [(torch.randn(8, 4, generator=torch.Generator().manual_seed(n)), torch.arange(8) % 3) for n in range(3)]
 
@@ -121,3 +121,24 @@ def test_fit_is_the_plain_loop(optimizer: str, schedule: str) -> None:
         scheduler.step()
     for (name, one), other in zip(mine.state_dict().items(), theirs.state_dict().values(), strict=True):
         assert torch.allclose(one, other, rtol=1e-5, atol=1e-7), name
+
+
+def test_warming_up() -> None:
+    schedule = WarmUp(epochs=4, then=Drops(epochs=(5,), by=0.1))
+    # the line from 0 to 1 over four epochs, at the middle of each
+    assert [schedule.factor(epoch, 8) for epoch in range(6)] == pytest.approx([0.125, 0.375, 0.625, 0.875, 1, 0.1])
+    assert WarmUp(epochs=2, then=Cosine()).factor(4, 8) == pytest.approx(0.5)
+
+
+def test_smoothed_labels_and_clipped_gradients() -> None:
+    generator = torch.Generator().manual_seed(1)
+    output, labels = torch.randn(5, 3, generator=generator), torch.tensor([0, 1, 2, 1, 0])
+    wanted = nn.functional.cross_entropy(output, 0.7 * nn.functional.one_hot(labels, 3) + 0.3 / 3)
+    assert cross_entropy(output, labels, smoothing=0.3) == pytest.approx(float(wanted))
+    texts = cross_entropy(output.view(1, 5, 3), labels.view(1, 5), smoothing=0.3)
+    assert texts == pytest.approx(float(wanted))
+    model = net()
+    before = [p.detach().clone() for p in model.parameters()]
+    fit(model, torch.optim.SGD(model.parameters(), lr=1.0), lambda epoch: BATCHES[:1], epochs=1, clip=0.01)
+    moved = torch.cat([(p.detach() - was).flatten() for p, was in zip(model.parameters(), before, strict=True)])
+    assert float(moved.norm()) == pytest.approx(0.01, rel=1e-3)

@@ -262,7 +262,65 @@ def test_relus_and_norms_are_steps_of_their_own_no_more() -> None:
     layer = made.get_submodule("stage1.0.conv1")
     assert isinstance(layer, SparseConv2d)
     assert layer.relu
-    assert not made.get_submodule("stage1.0.conv2").relu  # the shortcut is added first
+    assert not any("add" in name for name in names)
+    assert made.get_submodule("stage1.0.conv2").relu  # after the shortcut, which it adds itself
+
+
+class Shortcut(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.conv, self.other = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
+        self.shift = nn.Parameter(torch.randn(3, 1, 1))
+        self.kind = kind
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kind == "in place between":
+            y = self.conv(x)
+            z = F.relu(x, inplace=True)
+            return y + z
+        if self.kind == "both":
+            return torch.relu(self.conv(x) + self.other(x))
+        if self.kind == "broadcast":
+            return torch.relu(self.conv(x) + self.shift)
+        if self.kind == "twice":
+            y = self.conv(x)
+            return y + y
+        if self.kind == "alpha":
+            return torch.add(self.conv(x), x, alpha=2)
+        if self.kind == "used twice":
+            y = self.conv(x)
+            return (y + x) * y
+        return x + self.conv(x)
+
+
+@pytest.mark.parametrize("batch", [1, 5, 16])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "absorbed"),
+    [
+        ("usual", True),
+        ("both", True),
+        ("broadcast", True),
+        ("in place between", False),
+        ("twice", False),
+        ("alpha", False),
+        ("used twice", False),
+    ],
+)
+def test_what_is_added_to_a_convolution(kind: str, absorbed: bool, training: bool, batch: int) -> None:
+    model = Shortcut(kind).train(training)
+    masks = {"conv.weight": torch.rand(3, 3, 3, 3) < 0.4}
+    fast = convert(model, masks, example=torch.randn(batch, 3, 5, 5), choose="sparse")
+    names = [str(node) for node in fast.net.graph.nodes]  # type: ignore[union-attr,operator]
+    assert any(name.startswith("add") for name in names) is not absorbed
+    dense = masked(model, masks)
+    x = torch.randn(batch, 3, 5, 5)
+    with torch.no_grad():
+        close(fast(x.clone()), dense(x.clone()))
+    if kind != "in place between":
+        x.requires_grad_()
+        (one,), (other,) = (torch.autograd.grad(net(x).square().sum(), x) for net in (fast, dense))
+        close(one, other)
 
 
 def test_a_model_for_inference_refuses_to_train() -> None:

@@ -13,6 +13,7 @@ from reference import (
     LAYOUTS,
     MASKS,
     agree,
+    by_row,
     dense_output,
     dense_products,
     draws,
@@ -231,6 +232,43 @@ def test_columns_in_blocks(inputs: int, outputs: int, density: float, batch: int
     assert torch.equal(found[0], wanted[0])
     assert torch.equal(found[1], wanted[1][mask])
     assert torch.equal(found[2], wanted[2])
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("shape", [(1, 4, 6, 6), (3, 4, 5, 7), (16, 4, 4, 3), (70, 4, 2, 2)])
+@pytest.mark.parametrize("layer", [{"kernel_size": 3, "padding": 1, "stride": 2}, {"kernel_size": 1}])
+def test_what_is_added(layer: dict[str, Any], shape: tuple[int, ...], relu: bool) -> None:
+    """Sums begin with it, and it has a gradient as well."""
+    draw = draws(0)
+    conv = SparseConv2d(4, 5, **layer, density=0.4)
+    make_whole(conv, draw)
+    dense = conv.to_dense()
+    conv.relu = relu
+    x = whole_numbers(shape, 8, draw).requires_grad_()
+    added = whole_numbers(tuple(dense(x).shape), 8, draw).requires_grad_()
+    gradient = whole_numbers(tuple(added.shape), 8, draw)
+    wanted = dense(x) + added
+    wanted = F.relu(wanted) if relu else wanted
+    found = conv(x, added)
+    assert torch.equal(found, wanted)
+    ours, theirs = (torch.autograd.grad(y, [x, added], gradient, retain_graph=True) for y in (found, wanted))
+    assert all(map(torch.equal, ours, theirs))
+    (by_values,) = torch.autograd.grad(found, [conv.values], gradient)
+    (by_weight,) = torch.autograd.grad(wanted, [dense.weight], gradient)
+    assert torch.equal(by_values, by_row(conv, by_weight))
+    with torch.no_grad():
+        assert torch.equal(conv(x, added), wanted)
+        assert torch.equal(conv(x, added[:1]), F.relu(dense(x) + added[:1]) if relu else dense(x) + added[:1])
+
+
+def test_added_to_1024_channels_of_pixels() -> None:
+    """Such a layer takes its columns in blocks, of which the first alone adds."""
+    draw = draws(0)
+    conv = SparseConv2d(1030, 3, 1, density=0.5)
+    make_whole(conv, draw)
+    assert conv.positions.blocks is not None
+    x, added = whole_numbers((70, 1030, 1, 1), 8, draw), whole_numbers((70, 3, 1, 1), 8, draw)
+    assert torch.equal(conv(x, added), conv.to_dense()(x) + added)
 
 
 def test_blocks_where_they_are_worth_it() -> None:

@@ -19,6 +19,7 @@ from tombola.methods.moves import checked_counts
 from tombola.methods.protocol import Moment
 from tombola.methods.rigl import RigL
 from tombola.methods.snfs import SNFS
+from tombola.methods.stochastic import StochasticSparsification
 
 POINTS = 1000  # at which an average over the steps looks, at most
 
@@ -39,6 +40,8 @@ def planned_counts(method: Pruning, masked: Mapping[str, Tensor], density: float
     Raises:
         ValueError: the budget or the pattern cannot be had with these parameters.
     """
+    if isinstance(method, StochasticSparsification):
+        return checked_counts(masked, global_, 1.0 if density is None else density)
     if isinstance(method, ContinuousSparsification):
         wanted = method.density if density is None else density
         return checked_counts(masked, global_, wanted if isinstance(wanted, float | int) else 1.0)
@@ -52,7 +55,8 @@ def training_cost(method: Pruning, counted: Count, masked: Mapping[str, Tensor],
     """Multiply-adds of training with ``method``, relative to dense training, by appendix H of the RigL paper.
 
     How the weights of a globally ranked network spread over its layers is not known before it is trained: they count as
-    if each layer had the same density. Continuous Sparsification counts as dense until its mask is hard.
+    if each layer had the same density. Continuous Sparsification counts as dense until its mask is hard, and
+    Stochastic Sparsification throughout.
 
     Args:
         method: that trains one network in one go.
@@ -90,7 +94,7 @@ def training_cost(method: Pruning, counted: Count, masked: Mapping[str, Tensor],
             cost = flops.average_cost(thinning.__getitem__, steps=len(moments)) + gradients / every / len(moments)
         case ContinuousSparsification(density=float() | int(), harden_at=float() | int() as share):
             cost = share * flops.static_cost(full) + (1 - share) * flops.static_cost(forward())
-        case ContinuousSparsification():
+        case ContinuousSparsification() | StochasticSparsification():
             cost = flops.static_cost(full)
         case _:
             cost = flops.static_cost(forward())

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeAlias
 from tombola.budgets import Budget, erdos_renyi, erk, global_, uniform
 from tombola.lab.errors import LabError
 from tombola.lab.inputs import Images, Inputs, Text
-from tombola.lab.settings import SGD, Adam, AdamW, Constant, Cosine, Drops, Optimizer, Schedule
+from tombola.lab.settings import SGD, Adam, AdamW, Constant, Cosine, Drops, Optimizer, Schedule, WarmUp
 from tombola.lab.strict import Codec, parse
 from tombola.methods.continuous import ContinuousSparsification
 from tombola.methods.gradual import GradualMagnitude
@@ -52,9 +52,9 @@ Sparse: TypeAlias = Static | SNIP | SET | RigL | SNFS | GradualMagnitude | GraNe
 """Methods that know no rounds."""
 REALLY_SPARSE = (RigL, SET, Static, GraNet)
 """Methods that can train sparse layers."""
-Pruning: TypeAlias = ContinuousSparsification | Sparse
-"""What trains one sparse network in one go; Continuous Sparsification with ``harden_at``."""
-Method: TypeAlias = Dense | IMP | StochasticSparsification | Pruning
+Pruning: TypeAlias = SoftMethod | Sparse
+"""What trains one sparse network in one go; Continuous Sparsification with ``harden_at``, or supermasks."""
+Method: TypeAlias = Dense | IMP | Pruning
 
 METHODS: dict[str, type] = {
     "dense": Dense,
@@ -76,12 +76,14 @@ BUDGETS: dict[str, Budget] = {
     "erdos-renyi": erdos_renyi,
     "erk": erk,
     "global": global_,
+    "rigl-lenet": partial(uniform, densities={"fc1.weight": 0.01, "fc2.weight": 0.11}, compensate=False),
 }
-_SETTINGS = {"sgd": SGD, "adam": Adam, "adamw": AdamW, "constant": Constant, "drops": Drops, "cosine": Cosine}
+_OPTIMIZERS = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
+_SCHEDULES = {"constant": Constant, "drops": Drops, "cosine": Cosine, "warm-up": WarmUp}
 _INPUTS = {"images": Images, "text": Text}
-_BEFORE = {"sparse": False, "inputs": None}
+_BEFORE = {"sparse": False, "inputs": None, "label_smoothing": 0.0, "clip": None, "examples": None, "lottery": "no"}
 """Settings that came later -> what every run without them is; whatever the default may become, this must stay."""
-_CODEC = Codec({**METHODS, **PATTERNS, **_SETTINGS, **_INPUTS}, BUDGETS)
+_CODEC = Codec({**METHODS, **PATTERNS, **_OPTIMIZERS, **_SCHEDULES, **_INPUTS}, BUDGETS)
 _CONSTANT = Constant()
 
 
@@ -109,6 +111,11 @@ class RunConfig:
         evaluate_every: epochs between measurements on the test set; the last epoch is always measured.
         sparse: the masked layers are sparse layers while they train; the method is one of ``REALLY_SPARSE``.
         inputs: how images or a text are read; None for data that leave nothing open.
+        label_smoothing: share of each label that training spreads over all classes.
+        clip: largest norm of the gradients of all weights together; None: they are left alone.
+        examples: train on the first so many alone, for smaller experiments; None: on all.
+        lottery: of a method that moves connections: train once more from the initial weights with the connections of
+            the end, ``"fixed"`` or ``"moving"`` on; ``"no"``: do not.
 
     Raises:
         ValueError: a value outside its range, or settings that contradict each other.
@@ -134,11 +141,21 @@ class RunConfig:
     evaluate_every: int = 1
     sparse: bool = False
     inputs: Inputs | None = None
+    label_smoothing: float = 0.0
+    clip: float | None = None
+    examples: int | None = None
+    lottery: Literal["no", "fixed", "moving"] = "no"
 
     def __post_init__(self) -> None:
         for key in ("rounds", "epochs", "batch_size", "evaluate_every"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be 1 or more, not {getattr(self, key)}")
+        if self.examples is not None and self.examples < 1:
+            raise ValueError(f"examples must be 1 or more, not {self.examples}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be 0 or more and below 1, not {self.label_smoothing}")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip must be above 0, not {self.clip}")
         if not self.width > 0:
             raise ValueError(f"width must be above 0, not {self.width}")
         if not 0 <= self.seed < 2**63:
@@ -155,6 +172,8 @@ class RunConfig:
             raise ValueError(f"rounds, controls and rewind_step must be left alone: {self.method_name} makes no search")
         if self.score_optimizer is not None and not isinstance(self.method, SoftMethod):
             raise ValueError("score_optimizer must be null for a method that learns no scores")
+        if self.lottery != "no" and (self.sparse or not isinstance(self.method, RigL | SET | SNFS)):
+            raise ValueError(f"lottery must be no for {'sparse layers' if self.sparse else self.method_name}")
         if self.sparse and (problem := never_dense(self.method)):
             raise ValueError(f"sparse must be false for {self.method_name}, which {problem}")
 
@@ -217,7 +236,9 @@ class RunConfig:
     def setting(self) -> str:
         """The settings that tell runs of a method apart in a table."""
         width = "" if self.width == 1 else f"width={self.width:g}"
-        return " ".join(part for part in (self._method_setting, width, "sparse" if self.sparse else "") if part)
+        lottery = "" if self.lottery == "no" else f"lottery={self.lottery}"
+        parts = (self._method_setting, width, "sparse" if self.sparse else "", lottery)
+        return " ".join(part for part in parts if part)
 
     @property
     def _method_setting(self) -> str:
@@ -246,7 +267,13 @@ class RunConfig:
     def searches(self) -> bool:
         """Whether the run searches tickets, round by round, and trains them again."""
         pruning = isinstance(self.method, ContinuousSparsification) and self.method.harden_at is not None
-        return isinstance(self.method, SoftMethod | IMP) and not pruning
+        return isinstance(self.method, SoftMethod | IMP) and not pruning and not self.supermask
+
+    @property
+    def supermask(self) -> bool:
+        """Whether the weights never change and what is measured is the mask over them, trained no further."""
+        frozen = isinstance(self.method, SoftMethod) and not self.method.train_weights
+        return frozen and self.rounds == 1 and self.retrain == ()
 
     @property
     def search_method(self) -> SoftMethod | IMP:
@@ -260,7 +287,7 @@ class RunConfig:
     def training_method(self) -> Pruning:
         """The method as ``attach`` takes it, with ``score_optimizer`` built in."""
         assert isinstance(self.method, Pruning)
-        if self.score_optimizer is None or not isinstance(self.method, ContinuousSparsification):
+        if self.score_optimizer is None or not isinstance(self.method, SoftMethod):
             return self.method
         return replace(self.method, score_optimizer=partial(_make, self.score_optimizer))
 
@@ -282,7 +309,7 @@ class RunConfig:
     def total_epochs(self) -> int:
         """Epochs that the run trains from its start to its end."""
         if not self.searches:
-            return self.stretched(self.epochs)
+            return self.stretched(self.epochs) * (1 if self.lottery == "no" else 2)
         controls = len(set(self.controls)) * len(set(self.control_rounds))
         return self.epochs * (self.rounds + len(self.retrained()) + controls)
 

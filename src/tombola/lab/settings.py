@@ -121,7 +121,26 @@ class Cosine:
         return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
-Schedule: TypeAlias = Constant | Drops | Cosine
+@dataclass(frozen=True, kw_only=True)
+class WarmUp:
+    """A straight line from 0 to the optimiser's learning rate over the first epochs, and ``then`` another schedule.
+
+    The learning rate changes from one epoch to the next: each has that of the line at its middle.
+    """
+
+    epochs: int
+    then: Constant | Drops | Cosine
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"epochs must be 1 or more, not {self.epochs}")
+
+    def factor(self, epoch: float, epochs: int) -> float:
+        """What the learning rate is multiplied by in ``epoch`` (0, 1, …) of ``epochs``."""
+        return min(1.0, (epoch + 0.5) / self.epochs) * self.then.factor(epoch, epochs)
+
+
+Schedule: TypeAlias = Constant | Drops | Cosine | WarmUp
 
 
 def _check_rates(lr: float, weight_decay: float) -> None:

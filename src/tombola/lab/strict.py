@@ -14,6 +14,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin
 
 from tombola.lab.errors import LabError
@@ -160,14 +161,16 @@ def parse(text: str, *, where: str) -> Plain:
         raise LabError(f"{where}: not valid JSON: {error}") from None
 
 
-def _hints(cls: type) -> dict[str, Any]:
+@cache
+def _hints(cls: type) -> Mapping[str, Any]:
     """Name -> declared type of the fields that are data, in order."""
     hints = typing.get_type_hints(cls)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls) if not _is_callable(hints[f.name])}
 
 
 def _data_fields(value: Any) -> list[str]:
-    names = list(_hints(type(value)))
+    cls: type = type(value)
+    names = list(_hints(cls))
     for f in dataclasses.fields(value):
         if f.name not in names and getattr(value, f.name) is not None:
             raise LabError(f"{f.name} of {type(value).__name__} is a function, which a file cannot hold; leave it None")

@@ -79,13 +79,16 @@ class _SparseConvolution(SparseLayer):
         self.give_parameters(layer)
         return layer
 
-    def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """See the class; with ``added``, the sum of the output and that."""
         dimensions = len(self.shape)
         x = self._checked(x, x.shape[1] if x.ndim == dimensions else 0, f"({self._form})")
-        turned = inside(x)
-        result = self._multiply(turned if dimensions == 4 else turned.unsqueeze(1))
-        return outside(result if dimensions == 4 else result.squeeze(1))
+        if added is not None:
+            added = added[(None,) * (dimensions - added.ndim)].movedim(0, -1)
+        if dimensions == 4:
+            return outside(self._multiply(inside(x), added))
+        more = None if added is None else added.unsqueeze(1)
+        return outside(self._multiply(inside(x).unsqueeze(1), more).squeeze(1))
 
 
 class SparseConv2d(_SparseConvolution):

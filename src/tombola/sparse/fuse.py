@@ -1,7 +1,8 @@
-"""Fewer passes over memory: a ReLU becomes part of the layer before it, and for inference a batch norm too."""
+"""Fewer passes over memory: a sum and a ReLU become part of the layer before them, for inference a batch norm too."""
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -9,13 +10,16 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from tombola.sparse.around import _BatchNorm2d
+from tombola.sparse.conv import SparseConv2d
 from tombola.sparse.layer import SparseLayer
 
 _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_)
+_PURE = (SparseLayer, nn.Conv2d, nn.BatchNorm2d, nn.Identity)
+_SUMS = (operator.add, operator.iadd, torch.add)
 
 
 def fused(model: nn.Module) -> nn.Module:
-    """``model`` with its ReLUs inside the sparse layers and batch norms that they follow.
+    """``model`` with its ReLUs inside the sparse layers and batch norms that they follow, and shortcuts added there.
 
     In ``eval`` mode batch norms become part of the layers that they follow, too; such a model is for inference.
     The parameters keep their names. A model that :mod:`torch.fx` cannot trace, or whose code asks whether it is
@@ -31,6 +35,7 @@ def fused(model: nn.Module) -> nn.Module:
         return model
     if not model.training:
         _fold_norms(model, graph)
+    _absorb_sums(model, graph)
     _absorb_relus(model, graph)
     graph.lint()
     result = fx.GraphModule(model, graph)
@@ -51,6 +56,31 @@ def _calls(graph: fx.Graph, model: nn.Module, kinds: Any) -> dict[nn.Module, lis
         if node.op == "call_module" and isinstance(module := model.get_submodule(node.target), kinds):
             found.setdefault(module, []).append(node)
     return found
+
+
+def _absorb_sums(model: nn.Module, graph: fx.Graph) -> None:
+    """A convolution begins its sums with what is added to its output."""
+    for nodes in _calls(graph, model, SparseConv2d).values():
+        total = only_user(nodes[0]) if len(nodes) == 1 else None
+        if total is None or total.target not in _SUMS or len(total.args) != 2 or total.kwargs:
+            continue
+        node, others = nodes[0], [term for term in total.args if term is not nodes[0]]
+        if len(others) == 1 and isinstance(others[0], fx.Node) and _may_wait(node, total, model):
+            with graph.inserting_before(total):
+                both = graph.call_module(str(node.target), (*node.args, others[0]))
+            _leave_out(graph, total, both)
+            graph.erase_node(node)
+
+
+def _may_wait(node: fx.Node, until: fx.Node, model: nn.Module) -> bool:
+    """Whether nothing between the two can change the node's input in place."""
+    between = node.next
+    while between is not until:
+        is_pure = between.op == "call_module" and isinstance(model.get_submodule(str(between.target)), _PURE)
+        if not is_pure and between.op != "get_attr":
+            return False
+        between = between.next
+    return True
 
 
 def _absorb_relus(model: nn.Module, graph: fx.Graph) -> None:

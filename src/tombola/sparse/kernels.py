@@ -50,7 +50,7 @@ PIECE = LANES * WIDEST  # floats that one pass over the non-zeros of a row can t
 FIELDS = (  # of a job: 64-bit integers, addresses among them
     *("counter", "chunks", "rows", "rows_per_chunk", "pieces_per_chunk", "ys", "y_table", "xs", "x_table"),
     *("values", "values_each", "order", "entries", "bits", "pointers", "taps", "x_taps", "shifts"),
-    *("source", "source_plane", "result", "result_plane", "bias", "floor", "blocks"),
+    *("source", "source_plane", "result", "result_plane", "bias", "floor", "blocks", "added"),
 )
 SIZE = len(FIELDS)
 _FIELD = {name: place for place, name in enumerate(FIELDS)}
@@ -78,7 +78,7 @@ class _Piece:
         return self.builder.inttoptr(self.job[field], BYTE.as_pointer())
 
     def each_tile(self, body: Callable[[Tile, Any, Any, Any], None]) -> None:
-        """Emit ``body(tile, row, source, result)`` for all rows in tiles as wide as possible, one after the other."""
+        """Emit ``body(tile, row, source, to)`` for all rows in tiles as wide as possible, one after the other."""
         builder, done = self.builder, INT64(0)
         for count in TILES:
             tiles = builder.sdiv(builder.sub(self.length, done), INT64(LANES * count))
@@ -91,11 +91,14 @@ class _Piece:
             self.each_row(done, partial(body, Tile(builder, 1, rest)))
 
     def each_row(self, offset: Any, body: Callable[[Any, Any, Any], None]) -> None:
-        """Emit ``body(row, source, result)`` for all rows, ``offset`` floats after the beginning of the piece."""
+        """Emit ``body(row, source, to)`` for all rows, ``offset`` floats after the beginning of the piece.
+
+        ``to`` is the place in the result.
+        """
         builder, source = self.builder, at(self.builder, self._source, offset, FLOAT)
         with cgutils.for_range_slice(builder, self.rows[0], self.rows[1], INT64(1)) as (row, _):
             place = builder.add(builder.mul(row, self.job["result_plane"]), builder.add(self.at, offset))
-            body(row, source, self.floats("result", place))
+            body(row, source, place)
 
     def each_weight(
         self, row: Any, source: Any, body: Callable[[int, Any, Any], None], *, unroll: int = 1, direct: bool = False
@@ -151,7 +154,7 @@ class _Piece:
 
 
 def _accumulate(piece: _Piece, *, ordered: bool, direct: bool = False, blocked: bool = False) -> None:
-    """result[t] = bias + Σ value · source[t], at least the floor, over the non-zeros.
+    """result[t] = bias + added[t] + Σ value · source[t], at least the floor, over the non-zeros.
 
     ``ordered``: of the values, by their order; ``direct``: with distances for entries; ``blocked``: the taps are blocks
     of columns, and what the ones before have summed up is in the result.
@@ -159,13 +162,17 @@ def _accumulate(piece: _Piece, *, ordered: bool, direct: bool = False, blocked: 
     builder, job = piece.builder, piece.job
     values, order = piece.floats("values", INT64(0)), piece.base("order")
 
-    def tile_sum(tile: Tile, row: Any, source: Any, result: Any) -> None:
+    def tile_sum(tile: Tile, row: Any, source: Any, to: Any) -> None:
+        result = piece.floats("result", to)
         unroll = max(1, UNROLL // tile.count)
         sums = [[cgutils.alloca_once(builder, VECTOR) for _ in range(tile.count)] for _ in range(unroll)]
         start = piece.start(row)
         for turn, totals in enumerate(sums):  # LLVM keeps them in registers
             for total in totals:
                 builder.store(splat(builder, FLOAT(0.0) if turn else start), total)
+        with builder.if_then(builder.icmp_unsigned("!=", job["added"], INT64(0))):
+            for total, more in zip(sums[0], tile.load(piece.floats("added", to)), strict=True):
+                builder.store(builder.fadd(builder.load(total), more), total)
         if blocked:
             with builder.if_then(builder.icmp_unsigned("!=", piece.tap, INT64(0))):
                 for total, before in zip(sums[0], tile.load(result), strict=True):
@@ -191,8 +198,8 @@ def _correlate(piece: _Piece) -> None:
     builder = piece.builder
     values = piece.floats("values", piece.share)
 
-    def tile_sum(tile: Tile, row: Any, source: Any, result: Any) -> None:
-        given = tile.load(result)
+    def tile_sum(tile: Tile, row: Any, source: Any, to: Any) -> None:
+        given = tile.load(piece.floats("result", to))
 
         def add(turn: int, place: Any, plane: Any) -> None:
             parts = tile.load(plane)
@@ -222,7 +229,7 @@ def _dot(piece: _Piece) -> None:
         found = gather(builder, source, distances, mask, zeros)
         builder.store(multiply_add(builder, builder.load(total), weights, found), total)
 
-    def row_sum(row: Any, source: Any, result: Any) -> None:
+    def row_sum(row: Any, source: Any, to: Any) -> None:
         begin, end = piece.ends(builder.add(builder.mul(row, job["taps"]), piece.tap))
         sums = [cgutils.alloca_once(builder, VECTOR) for _ in range(_DOTS)]
         for total in sums:
@@ -233,7 +240,7 @@ def _dot(piece: _Piece) -> None:
                 add(total, here, source, builder.sub(end, here))
         arguments = [piece.start(row), reduce(builder.fadd, map(builder.load, sums))]
         total = call(builder, "llvm.vector.reduce.fadd.v16f32", FLOAT, arguments, fastmath=("reassoc",))
-        builder.store(piece.floored(total, vector=False), result)
+        builder.store(piece.floored(total, vector=False), piece.floats("result", to))
 
     with cgutils.for_range(builder, piece.length) as loop:
         piece.each_row(loop.index, row_sum)

@@ -186,9 +186,16 @@ class SparseLayer(nn.Module):
 
     # ---- at work
 
-    def _multiply(self, x: Tensor) -> Tensor:
-        """(C, H, W, N) -> (O, H', W', N)."""
-        return product(x, self.values, self.bias, self.positions, self.geometry, relu=self.relu)
+    def _multiply(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """(C, H, W, N) -> (O, H', W', N), to which ``added``, of any shape that goes with it, is added."""
+        g = self.geometry
+        if added is not None:
+            shape = (g.outputs, *g.result_size(*x.shape[1:3]), x.shape[3])
+            if tuple(added.shape) != shape or added.dtype is not torch.float32:
+                total = product(x, self.values, self.bias, self.positions, g) + added
+                return total.relu() if self.relu else total
+            added = added.contiguous()
+        return product(x, self.values, self.bias, self.positions, g, relu=self.relu, added=added)
 
     def _checked(self, x: Tensor, channels: int, dimensions: str) -> Tensor:
         name = type(self).__name__

@@ -28,7 +28,14 @@ recorders: dict[int, Callable[[Tensor, Tensor, bool], None]] = {}
 
 
 def product(
-    x: Tensor, values: Tensor, bias: Tensor | None, positions: Positions, geometry: Geometry, *, relu: bool = False
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    positions: Positions,
+    geometry: Geometry,
+    *,
+    relu: bool = False,
+    added: Tensor | None = None,
 ) -> Tensor:
     """The output of a sparse layer.
 
@@ -39,6 +46,7 @@ def product(
         positions: where the values stand.
         geometry: the shape of the layer.
         relu: whether negative outputs become 0.
+        added: (O, H', W', N), float32: what is added to the output, before the ReLU.
 
     Returns:
         (O, H', W', N).
@@ -46,20 +54,33 @@ def product(
     if torch.compiler.is_compiling():
         pairs = (geometry.kernel, geometry.stride, geometry.padding, geometry.dilation)
         sizes = [geometry.inputs, geometry.outputs, *(number for pair in pairs for number in pair)]
-        pointers, _, *structure = positions[:6]
-        return sparse_product(x, values, bias, pointers, *structure, sizes, relu)  # type: ignore[no-any-return]
+        pointers, _, *structure, _, _ = positions
+        if added is None:
+            return sparse_product(x, values, bias, pointers, *structure, sizes, relu)  # type: ignore[no-any-return]
+        total: Tensor = sparse_product(x, values, bias, pointers, *structure, sizes, False) + added
+        return total.relu() if relu else total
     # the same without the operator's bookkeeping, which takes longer than a small layer
     if torch.is_grad_enabled():
-        return _Product.apply(x, values, bias, positions, geometry, relu)  # type: ignore[no-any-return, no-untyped-call]
-    return _forward(x, values, bias, positions.pointers, positions.entries, geometry, relu, positions.blocks)
+        arguments = (x, values, bias, added, positions, geometry, relu)
+        return _Product.apply(*arguments)  # type: ignore[no-any-return, no-untyped-call]
+    pointers, entries, blocks = positions.pointers, positions.entries, positions.blocks
+    return _forward(x, values, bias, pointers, entries, geometry, relu, blocks, added)
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, values: Tensor, bias: Any, positions: Positions, geometry: Geometry, relu: bool
+        ctx: Any,
+        x: Tensor,
+        values: Tensor,
+        bias: Any,
+        added: Any,
+        positions: Positions,
+        geometry: Geometry,
+        relu: bool,
     ) -> Tensor:
-        output = _forward(x, values, bias, positions.pointers, positions.entries, geometry, relu, positions.blocks)
+        pointers, entries, blocks = positions.pointers, positions.entries, positions.blocks
+        output = _forward(x, values, bias, pointers, entries, geometry, relu, blocks, added)
         ctx.save_for_backward(x, values, output if relu else None)
         ctx.positions, ctx.geometry = positions, geometry
         return output
@@ -78,7 +99,7 @@ class _Product(torch.autograd.Function):
             by_values = _by_values(gradient, x, positions.pointers, positions.entries, geometry, positions.blocks)
         if ctx.needs_input_grad[2]:
             by_bias = gradient.sum((1, 2, 3))
-        return by_x, by_values, by_bias, None, None, None
+        return by_x, by_values, by_bias, gradient if ctx.needs_input_grad[3] else None, None, None, None
 
 
 def _through_relu(gradient: Tensor, output: Tensor | None) -> Tensor:
@@ -98,6 +119,7 @@ def _forward(
     geometry: Geometry,
     relu: bool,
     blocks: Tensor | None = None,
+    added: Tensor | None = None,
 ) -> Tensor:
     from tombola.sparse.kernels import PIECE  # imports Numba: not before it is needed
     from tombola.sparse.vectors import LANES
@@ -120,13 +142,30 @@ def _forward(
         inner = padded[:-LANES].view(geometry.inputs, tall, wide, batch)
         inner[:, pad_y : tall - pad_y, pad_x : wide - pad_x] = x
         result = x.new_empty(geometry.outputs, flat.result_plane)
-        _run("product", geometry, flat, padded, result, values, pointers, entries, bias=bias, relu=relu)
+        at_once = relu and added is None
+        _run("product", geometry, flat, padded, result, values, pointers, entries, bias=bias, relu=at_once)
         step_y, step_x = geometry.stride
         strides = (flat.result_plane, step_y * wide * batch, step_x * batch, 1)
-        return result.as_strided((geometry.outputs, rows, columns, batch), strides).contiguous()
+        result = result.as_strided((geometry.outputs, rows, columns, batch), strides)
+        if added is None:
+            return result.contiguous()
+        return (result + added).relu_() if relu else result + added
     result = x.new_empty(geometry.outputs, rows, columns, batch)
     plan = geometry.plan(height, width, batch, transposed=False, piece=PIECE)
-    _run("product", geometry, plan, x, result, values, pointers, entries, bias=bias, relu=relu, blocks=blocks)
+    _run(
+        "product",
+        geometry,
+        plan,
+        x,
+        result,
+        values,
+        pointers,
+        entries,
+        bias=bias,
+        relu=relu,
+        blocks=blocks,
+        added=added,
+    )
     return result
 
 
@@ -198,6 +237,7 @@ def _run(
     relu: bool = False,
     shares: int = 0,
     blocks: Tensor | None = None,
+    added: Tensor | None = None,
 ) -> None:
     from tombola.sparse.kernels import launch
 
@@ -212,6 +252,7 @@ def _run(
         plan, rows, values, entries, pointers, bias, relu=relu, kernel=kernel, shares=shares, threads=threads
     )
     job |= {"bits": geometry.bits, "order": 0 if order is None else order.data_ptr(), "blocks": count}
+    job["added"] = 0 if added is None else added.data_ptr()
     launch(name, [*(job | {"source": source.data_ptr(), "result": result.data_ptr()}).values()])
 
 
@@ -270,6 +311,7 @@ def product_job(
         "bias": 0 if bias is None else bias.data_ptr(),
         "floor": int(relu),
         "blocks": 1,
+        "added": 0,
     }
 
 

@@ -15,8 +15,8 @@ class Grouped(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the groups."""
-        what = [param for param in self.params if param.name not in HERE]
-        where = [param for param in self.get_params(ctx) if param not in what]
+        what = [param for param in self.params if isinstance(param, click.Option) and param.name not in HERE]
+        where = [param for param in self.get_params(ctx) if isinstance(param, click.Option) and param not in what]
         for title, params in ((f"What to {self.name}", what), ("Where and how", where)):
             records = (_plain(param.get_help_record(ctx)) for param in params)
             with formatter.section(title):

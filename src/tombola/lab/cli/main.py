@@ -1,4 +1,4 @@
-"""The command line: `tombola search`, `train`, `inspect`, `report`, `export` and `bench`.
+"""The command line: `tombola search`, `train`, `reproduce`, `inspect`, `report`, `export` and `bench`.
 
 PyTorch is imported when a command needs it and not before, so that help and mistakes answer at once.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from tombola.lab.cli.grouped import Grouped
-from tombola.lab.cli.options import COUNT, search_options, train_options
+from tombola.lab.cli.options import COUNT, reproduce_options, search_options, train_options
 from tombola.lab.cli.values import Listing
 from tombola.lab.errors import LabError
 
@@ -33,6 +33,7 @@ def cli() -> None:
     Examples:
       tombola search --out runs/digits    a whole study in minutes, no download
       tombola train --method rigl,static  sparse from the first step on, beside dense
+      tombola reproduce                   the papers' experiments, one command each
       tombola inspect TICKET              what a ticket keeps, where it comes from
       tombola report runs/digits          a page about all runs in that folder
       tombola export TICKET --to sparse   small and fast on this machine
@@ -83,6 +84,31 @@ def train(context: click.Context, /, **options: Any) -> None:
     from tombola.lab.cli.running import Runs, trainings
 
     Runs.from_options(options, partial(trainings, options)).run(_command(context))
+
+
+@cli.command(cls=Grouped)
+@click.argument("name", required=False)
+@reproduce_options
+@click.pass_context
+def reproduce(context: click.Context, /, **options: Any) -> None:
+    """Run the experiment NAME of a paper, and set what it finds beside what is published.
+
+    Without NAME: the list of all experiments, with what each costs. What a recipe does, where it departs from the paper
+    and what in it is from memory is said at the top of its file in tombola/lab/recipes, and in its report. The same
+    command continues what was stopped.
+
+    \b
+    Examples:
+      tombola reproduce
+      tombola reproduce cs-figure-3-left --scale smoke
+      tombola reproduce rigl-cifar10 --data-dir DIR --device cuda --out runs/rigl
+    """
+    from tombola.lab.cli.reproducing import print_experiments, reproduction
+
+    if options["name"] is None:
+        print_experiments()
+        return
+    reproduction(options, _command(context))
 
 
 @cli.command()

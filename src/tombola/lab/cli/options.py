@@ -1,4 +1,4 @@
-"""The options of `tombola search` and `tombola train`: names, defaults, help."""
+"""The options of `tombola search`, `tombola train` and `tombola reproduce`: names, defaults, help."""
 
 from __future__ import annotations
 
@@ -127,6 +127,31 @@ _WHERE = [
     ),
     click.option("--device", metavar="NAME", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ..."),
     click.option("-q", "--quiet", is_flag=True, help="No progress, only the results."),
+]
+_REPRODUCE = [
+    click.option(
+        "--scale",
+        type=click.Choice(["smoke", "cpu", "full"]),
+        default="full",
+        show_default=True,
+        help="full: as published; cpu: smaller nets on less data for fewer epochs, minutes to an hour on two cores; "
+        "smoke: seconds, to see that it runs.",
+    ),
+    click.option(
+        "--seeds",
+        type=Listing(_from_0),
+        metavar="N,...",
+        show_default="0,1,2; at smoke scale 0",
+        help="A run for each.",
+    ),
+    click.option(
+        "--out",
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="DIR",
+        show_default="runs/NAME-SCALE",
+        help="Folder for the runs and the report.",
+    ),
+    *_WHERE[1:],
 ]
 _SEARCH = [
     click.option(
@@ -286,6 +311,11 @@ def search_options(function: F) -> F:
 def train_options(function: F) -> F:
     """Give `function` all options of `tombola train`."""
     return _with(_TRAIN, function)
+
+
+def reproduce_options(function: F) -> F:
+    """Give `function` all options of `tombola reproduce`."""
+    return _with(_REPRODUCE, function)
 
 
 def _with(options: Sequence[Callable[[F], F]], function: F) -> F:

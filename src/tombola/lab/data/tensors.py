@@ -96,6 +96,16 @@ class Data:
         for start in range(0, len(self.test_x), 1000):
             yield self._normalised(self.test_x[start : start + 1000]), self.test_y[start : start + 1000]
 
+    def first(self, examples: int) -> Data:
+        """The same data set with the first so many training examples alone.
+
+        Raises:
+            LabError: it has fewer.
+        """
+        if examples > len(self.train_x):
+            raise LabError(f"examples is {examples}, but {self.name} has {len(self.train_x)} to train")
+        return replace(self, train_x=self.train_x[:examples], train_y=self.train_y[:examples])
+
     def to(self, device: torch.device) -> Data:
         """The same data set with its tensors on ``device``."""
         return replace(

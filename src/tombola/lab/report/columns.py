@@ -36,11 +36,28 @@ def result_columns(tasks: Sequence[Task]) -> list[Column]:
         columns.append(Column("perplexity", _perplexity, lambda row: row.loss.mean if row.loss and row.token else None))
     if not any(task.searched for task in tasks):
         del columns[0]
-    if any(row.trained for task in tasks for row in task.rows):
+    if any(row.arithmetic for task in tasks for row in task.rows):
         columns.append(Column("arithmetic", _arithmetic, lambda row: row.arithmetic.mean if row.arithmetic else None))
     if any(task.swept for task in tasks):
         columns.append(Column("every s₀", lambda row: f"{row.epochs_all.mean:,.6g}", lambda row: row.epochs_all.mean))
     return columns
+
+
+def cost_columns(tasks: Sequence[Task]) -> list[Column]:
+    """What a network costs to use, and what it took to find it; of older runs nothing is known."""
+    columns = [
+        Column("multiply-adds", lambda row: _short(row.multiply_adds, 1000), lambda row: _mean(row.multiply_adds)),
+        Column("bytes", lambda row: _short(row.bytes, 1024), lambda row: _mean(row.bytes), _bytes),
+        Column("wall time", lambda row: _time(row.seconds), lambda row: _mean(row.seconds), _device),
+    ]
+    rows = [row for task in tasks for row in task.rows]
+    return [column for column in columns if any(column.text(row) for row in rows)]
+
+
+def label_columns(tasks: Sequence[Task]) -> list[Column]:
+    """Which rows are reduced, where some are."""
+    reduced = any(row.label for task in tasks for row in task.rows)
+    return [Column("scale", lambda row: row.label, lambda row: 1 if row.label else None)] if reduced else []
 
 
 def control_column(control: str) -> Column:
@@ -66,8 +83,15 @@ def reading(tasks: Sequence[Task]) -> str:
         text += ", of tickets after retraining. Epochs: of the search up to that round and of the retraining"
     if any(task.swept for task in tasks):
         text += "; every s₀: with those of all initial scores tried"
-    if any(row.trained for task in tasks for row in task.rows):
-        text += ". Arithmetic: multiply-adds of the training, in epochs of the dense net at full width"
+    if any(row.arithmetic for task in tasks for row in task.rows):
+        whole = "search and training" if any(task.searched for task in tasks) else "the training"
+        text += f". Arithmetic: multiply-adds of {whole}, in epochs of the dense net at full width"
+    if columns := [column.name for column in cost_columns(tasks)]:
+        meaning = {
+            "multiply-adds": "of one example", "bytes": "kept values and a bit per masked weight",
+            "wall time": "of one seed, measuring included, beside whatever else the machine did",
+        }  # fmt: skip
+        text += "".join(f". {name.capitalize()}: {meaning[name]}" for name in columns)
     return f"{text}."
 
 
@@ -92,6 +116,36 @@ def _perplexity(row: Row) -> str:
 
 def _arithmetic(row: Row) -> str:
     return f"{row.arithmetic.mean:,.3g}" if row.arithmetic else ""
+
+
+def _mean(found: Stat | None) -> float | None:
+    return None if found is None else found.mean
+
+
+def _short(found: Stat | None, thousand: int) -> str:
+    """Three digits and a letter: 1,536 bytes are 1.50 k."""
+    if found is None:
+        return ""
+    power = 0 if found.mean < thousand else min(4, int(math.log(found.mean, thousand)))
+    digits = f"{found.mean / thousand**power:#.3g}".rstrip(".") if power else f"{found.mean:.0f}"
+    return digits + NBSP * bool(power) + ("", "k", "M", "G", "T")[power]
+
+
+def _time(found: Stat | None) -> str:
+    if found is None:
+        return ""
+    for seconds, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if found.mean >= 2 * seconds:
+            return f"{found.mean / seconds:.3g}{NBSP}{unit}"
+    return f"{found.mean:.3g}{NBSP}s"
+
+
+def _bytes(row: Row) -> str:
+    return f"{row.bytes.mean:,.0f} bytes" if row.bytes else ""
+
+
+def _device(row: Row) -> str:
+    return f"on {listing(row.devices)}" if row.devices else ""
 
 
 def _kept(row: Row) -> str:

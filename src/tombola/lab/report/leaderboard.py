@@ -102,7 +102,7 @@ def sources(groups: Sequence[Group]) -> str:
 
 def notes(row: Row, task: Task, published: Sequence[Published]) -> list[str]:
     """Why the numbers of `row` and those of `published` are not to be compared digit by digit."""
-    said = []
+    said = [row.label] if row.label else []
     epochs = [other.epochs for other in published if other.epochs]
     epochs = epochs or [other.epochs for other in lookup(data=task.data, model=task.model) if other.epochs]
     if epochs and row.training.mean < min(epochs):

@@ -19,8 +19,9 @@ from matplotlib.figure import Figure
 from tombola.files import write_atomically
 from tombola.lab.errors import LabError
 from tombola.lab.report import figures
-from tombola.lab.report.columns import control_column, reading, result_columns
+from tombola.lab.report.columns import control_column, cost_columns, label_columns, reading, result_columns
 from tombola.lab.report.csvfile import csv_text
+from tombola.lab.report.experiments import of_folders
 from tombola.lab.report.findings import account, findings, trust
 from tombola.lab.report.layers import layer_table
 from tombola.lab.report.leaderboard import CAVEAT, Group, leaderboard, sources
@@ -116,6 +117,7 @@ def render(summary: Summary, *, csv_name: str, commands: Sequence[str]) -> str:
         table=_table(summary),
         warnings=_warnings(summary.runs),
         commands=commands,
+        experiments=of_folders(run.folder for run in summary.runs),
         versions=_versions(summary.runs),
         seeds=listing(sorted({run.seed for run in summary.runs})),
         folders=[{"name": run.folder.name, "finished": run.finished} for run in summary.runs],
@@ -148,6 +150,7 @@ def _task(task: Task, runs: Sequence[Run], number: int) -> dict[str, Any]:
     return {
         "data": task.data,
         "model": task.model,
+        "label": task.label,
         "findings": findings(task),
         "legend": [(Markup(mark), entry) for mark, entry in figures.legend(task, f"l{number}")] if task.tickets else [],
         "panels": _panels(task, runs, number),
@@ -229,7 +232,7 @@ def _table(summary: Summary) -> dict[str, Any]:
     """All results: headings, rows, and what the filters offer: what rows know them by, and the words for it."""
     tasks = summary.tasks
     controls = dict.fromkeys(control for task in tasks for control in task.controls)
-    columns = [*result_columns(tasks), *map(control_column, controls)]
+    columns = [*label_columns(tasks), *result_columns(tasks), *map(control_column, controls), *cost_columns(tasks)]
     alike = len({task.data for task in tasks}) == 1
     models = [task.model if alike else f"{task.model} on {task.data}" for task in tasks]
     methods = {row.method: method_name(row.method) for task in tasks for row in task.rows}

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from safetensors import SafetensorError, safe_open
 
 from tombola.lab.errors import LabError
 from tombola.lab.report.epochs import Epoch, read_epoch
+from tombola.lab.report.experiments import scale_of
 from tombola.lab.report.fields import field as _field
 from tombola.lab.report.fields import finite as _finite
 
-CONFIG, METRICS, DONE = "config.json", "metrics.jsonl", "done.json"
+CONFIG, METRICS, DONE, TIMES = "config.json", "metrics.jsonl", "done.json", "times.json"
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Result:
     """One final number: a dense net, one that was trained sparse (round 0), a retrained ticket or a control.
 
     Accuracies are fractions in [0, 1]; `test_loss` is in nats, per token for texts, of which `token` says what one is;
-    `arithmetic` is that of the training, in epochs of the dense net.
+    `arithmetic` is that of training and search, in epochs of the dense net. `multiply_adds` for one example and `bytes`
+    are those of the network, `seconds` the wall time of training and search; None: an older run does not tell.
     """
 
     method: str
@@ -59,6 +62,9 @@ class Result:
     dead_layers: tuple[str, ...]
     ticket: str | None
     layers: tuple[Layer, ...]
+    multiply_adds: float | None = None
+    bytes: int | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,8 @@ class Run:
     """One run folder: who it is (config), what it found (results), what it warned of, and whether it is finished;
     and its epochs on the way.
 
-    `original` is whether its data are the publisher's own files; None: not known.
+    `original` is whether its data are the publisher's own files; None: not known. `scale` is that of the recipe which
+    it was made for, "full" or a smaller one; empty if it was for none. `device` is where its wall times were taken.
     """
 
     folder: Path
@@ -79,6 +86,8 @@ class Run:
     finished: bool
     versions: Mapping[str, str]
     original: bool | None = None
+    scale: str = ""
+    device: str = ""
     epochs: tuple[Epoch, ...] = ()
 
     @property
@@ -120,10 +129,13 @@ def read_run(folder: Path) -> Run:
     warnings: list[str] = []
     original: bool | None = None
     epochs: list[Epoch] = []
+    device, seconds = _times(folder / TIMES)
     for place, record in _records(folder / METRICS):
         kind = record.get("kind")
         if kind == "result":
-            results.append(_result(record, place))
+            result = _result(record, place)
+            took = seconds.get(f"{result.round} {result.control or ''}".rstrip())
+            results.append(replace(result, seconds=took))
         elif kind == "epoch":
             epochs.append(read_epoch(record, place))
         elif kind == "warning" and record.get("text") not in warnings:
@@ -141,8 +153,20 @@ def read_run(folder: Path) -> Run:
         finished=finished,
         versions=_versions(folder, results),
         original=original,
+        scale=scale_of(folder),
+        device=device,
         epochs=tuple(epochs),
     )
+
+
+def _times(path: Path) -> tuple[str, dict[str, float]]:
+    """The device and the seconds of each result; nothing where they are not known."""
+    try:
+        found = json.loads(path.read_bytes())
+        seconds = {str(key): float(value) for key, value in found["seconds"].items()}
+        return str(found["device"]), {key: value for key, value in seconds.items() if math.isfinite(value)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "", {}
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -237,7 +261,14 @@ def _result(record: Mapping[str, Any], place: str) -> Result:
         dead_layers=tuple(str(name) for name in get("dead_layers", list)),
         ticket=get("ticket", (text, none)),
         layers=tuple(_layer(layer, place) for layer in get("layers", list)),
+        multiply_adds=_optional(record, "multiply_adds", place),
+        bytes=_optional(record, "bytes", place),
     )
+
+
+def _optional(record: Mapping[str, Any], key: str, place: str) -> Any:
+    """A number that older runs do not have."""
+    return _field(record, key, (int, float, type(None)), place) if key in record else None
 
 
 def _layer(layer: object, place: str) -> Layer:

@@ -42,10 +42,11 @@ class Row:
 
     `epochs` counts the search up to this round and the retraining of its ticket. `epochs_all` adds the same for every
     other initial score that was tried with otherwise equal settings: what it cost to be able to choose this one.
-    `training` are those of the one training that gave the number. `arithmetic` is that of the training, in epochs of
-    the dense net; None for tickets. `loss` is in nats; `token` is what a text is made of, or empty. `good` is a sparse
-    net, not empty, whose mean accuracy is at least that of the dense net. `original`: whether the data of every seed
-    are the publisher's own files; None: not known.
+    `training` are those of the one training that gave the number. `arithmetic` is that of the training, and of the
+    search for a ticket, in epochs of the dense net. `multiply_adds` (for one example) and `bytes` are those of the
+    network, `seconds` the wall time on `devices`. `loss` is in nats; `token` is what a text is made of, or empty.
+    `good` is a sparse net, not empty, whose mean accuracy is at least that of the dense net. `original`: whether the
+    data of every seed are the publisher's own files; None: not known. `label` says that it is reduced, if it is.
     """
 
     data: str
@@ -78,6 +79,11 @@ class Row:
     controls: Mapping[str, Stat] = field(default_factory=dict)
     good: bool = False
     original: bool | None = None
+    multiply_adds: Stat | None = None
+    bytes: Stat | None = None
+    seconds: Stat | None = None
+    devices: tuple[str, ...] = ()
+    label: str = ""
 
     @property
     def dense(self) -> bool:
@@ -107,7 +113,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Task:
-    """All rows of one model on one data set; `dense` is the row every ticket is held against (None: not run yet)."""
+    """All rows of one model on one data set."""
 
     data: str
     model: str
@@ -115,11 +121,21 @@ class Task:
     seeds: tuple[int, ...]
 
     @property
+    def label(self) -> str:
+        """That its rows are reduced, or some of them; empty if none is."""
+        labels = dict.fromkeys(row.label for row in self.rows)
+        some = "" if len(labels) == 1 else "partly "
+        return some + ", ".join(label for label in labels if label) if any(labels) else ""
+
+    @property
     def dense(self) -> Row | None:
-        """The plainly trained dense net; if there are several, that with the most arithmetic or epochs."""
+        """What all else is held against: the plainly trained dense net; if there are several, that with the most
+        arithmetic or epochs, and of those the most accurate. None: not run yet."""
         plain = [row for row in self.rows if row.dense and not row.setting]
         others = [row for row in self.rows if row.dense and not row.setting.startswith("equal epochs")]
-        return max(plain or others, key=lambda row: (row.arithmetic or row.epochs).mean, default=None)
+        return max(
+            plain or others, key=lambda row: ((row.arithmetic or row.epochs).mean, row.accuracy.mean), default=None
+        )
 
     @property
     def tickets(self) -> tuple[Row, ...]:

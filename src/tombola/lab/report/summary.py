@@ -13,10 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from tombola.lab.report.experiments import reduced
 from tombola.lab.report.reading import Layer, Result, Run
 from tombola.lab.report.rows import METHODS, Row, Stat, Summary, Task, stat
 
 NOT_SETTINGS = ("seed", "retrain", "controls", "control_rounds", "evaluate_every")  # change no ticket's number
+
+SCHEDULE_KINDS = ("schedule.kind", "schedule.then.kind")
 
 
 def summarise(runs: Iterable[Run]) -> Summary:
@@ -96,6 +99,11 @@ def _row(
         layers=_mean_layers([r.layers for r in results]),
         controls=controls,
         original=_all_original([run for run, _ in own]),
+        multiply_adds=_maybe([r.multiply_adds for r in results]),
+        bytes=_maybe([r.bytes for r in results]),
+        seconds=_maybe([r.seconds for r in results]),
+        devices=tuple(sorted({run.device for run, _ in own if run.device})),
+        label=next((label for run, _ in own if (label := reduced(run.scale))), ""),
     )
 
 
@@ -174,8 +182,23 @@ def _suffixes(runs: list[Run]) -> dict[str, str]:
             names = sorted({name for flat in same.values() for name in flat} - set(NOT_SETTINGS))
             differing = [name for name in names if len({json.dumps(flat.get(name)) for flat in same.values()}) > 1]
             for key, flat in same.items():
-                suffixes[key] = " ".join(f"{name.rsplit('.', 1)[-1]}={flat.get(name)}" for name in differing)
+                suffixes[key] = " ".join(f"{_called(name)}={flat.get(name)}" for name in _shorter(differing))
     return suffixes
+
+
+def _shorter(differing: list[str]) -> list[str]:
+    """What is enough to tell settings apart: of schedules their kind or, if only that of longer trainings is stretched,
+    the number of epochs."""
+    parts = [name for name in differing if name.startswith("schedule.")]
+    others = [name for name in differing if name not in parts]
+    for kind in SCHEDULE_KINDS:
+        if kind in parts:
+            return [*others, kind]
+    return others if "epochs" in others else differing
+
+
+def _called(name: str) -> str:
+    return "schedule" if name in SCHEDULE_KINDS else name.rsplit(".", 1)[-1]
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

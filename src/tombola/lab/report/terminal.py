@@ -9,18 +9,32 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tombola.lab.report.columns import accuracy, reading, result_columns
+from tombola.lab.report.columns import Column, accuracy, cost_columns, reading, result_columns
+from tombola.lab.report.experiments import of_folders
 from tombola.lab.report.findings import trust
 from tombola.lab.report.leaderboard import CAVEAT, Group, leaderboard, sources
 from tombola.lab.report.rows import Summary, Task, control_name
-from tombola.lab.report.words import listing, percent
+from tombola.lab.report.words import count, listing, percent
+
+MOST_LAYERS = 12
+"""Networks whose layers are shown side by side; more fill no terminal."""
 
 
 def print_summary(summary: Summary, console: Console) -> None:
     """Print a table for each model and data set, whether its searches can be trusted, and how to read it all."""
+    for experiment in of_folders(run.folder for run in summary.runs):
+        console.print(Text.assemble((experiment.title, "bold"), (f"  {experiment.label}", "bold yellow")))
+        console.print(Text(f"{experiment.about}\n", style="dim"))
     for task in summary.tasks:
         console.print(_table(task))
-        if any(row.trained for row in task.rows):
+        if columns := cost_columns([task]):
+            console.print(_costs(task, columns))
+        trained = sum(row.trained for row in task.rows)
+        if trained > MOST_LAYERS:
+            console.print(
+                Text(f"\nThe density of each layer in {count(trained, 'network')} is on the page.", style="dim")
+            )
+        elif trained:
             console.print(_layers(task))
         if said := trust(task):
             console.print(Text(f"\n{said}"))
@@ -40,7 +54,8 @@ def print_summary(summary: Summary, console: Console) -> None:
 def _table(task: Task) -> Table:
     columns = result_columns([task])
     seeds = f"seed{'s' if len(task.seeds) > 1 else ''} {listing(task.seeds)}"
-    table = plain_table(title=f"{task.model} on {task.data}, {seeds}")
+    label = f", {task.label}" if task.label else ""
+    table = plain_table(title=f"{task.model} on {task.data}, {seeds}{label}")
     table.add_column("method", overflow="fold")
     for column in columns:
         table.add_column("" if column.name == "≥ dense" else column.name, justify="right", no_wrap=True)
@@ -56,6 +71,17 @@ def _table(task: Task) -> Table:
     return table
 
 
+def _costs(task: Task, columns: Sequence[Column]) -> Table:
+    """What each network weighs and took."""
+    table = plain_table(title="What they cost")
+    table.add_column("method", overflow="fold")
+    for column in columns:
+        table.add_column(column.name, justify="right", no_wrap=True)
+    for row in task.rows:
+        table.add_row(Text(row.full_name), *(Text(column.text(row)) for column in columns))
+    return table
+
+
 def _layers(task: Task) -> Table:
     """Density of each layer in each network that was trained sparse."""
     rows = [row for row in task.rows if row.trained and row.layers]
@@ -66,7 +92,7 @@ def _layers(task: Task) -> Table:
         table.add_column(Text(f"{row.family}\n{percent(row.density.mean)}"), justify="right")
     for layer in dict.fromkeys((layer.name, layer.size) for row in rows for layer in row.layers):
         kept = [{(layer.name, layer.size): layer.kept for layer in row.layers}.get(layer) for row in rows]
-        densities = ["–" if count is None else percent(count / layer[1]) if count else "empty" for count in kept]
+        densities = ["–" if n is None else percent(n / layer[1]) if n else "empty" for n in kept]
         table.add_row(*map(Text, (layer[0], f"{layer[1]:,}", *densities)))
     return table
 

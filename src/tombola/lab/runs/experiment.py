@@ -15,6 +15,7 @@ import torch
 
 from tombola.lab.config import RunConfig
 from tombola.lab.data import Data, load
+from tombola.lab.errors import LabError
 from tombola.lab.runs.store import RunFolder
 from tombola.lab.runs.thin import check_device
 from tombola.lab.runs.work import Event, Run
@@ -76,6 +77,10 @@ def execute(
             data = load(
                 config.data, data_dir=data_dir, inputs=config.inputs, device=device, workers=workers, tell=tell
             )  # fmt: skip
+            if config.examples is not None:
+                if not isinstance(data, Data):
+                    raise LabError(f"examples: {config.data} is not held in memory as images, so leave it null")
+                data = data.first(config.examples)
             if saved is None and isinstance(data, Data) and data.original is not None:
                 folder.record({"kind": "data", "original": data.original})
             make = Workshop(config=config, data=data, device=torch.device(device))

@@ -68,7 +68,8 @@ def result_record(
     sizes: Mapping[str, int],
     *,
     steps: int,
-    arithmetic: float | None = None,
+    arithmetic: float | None,
+    weighed: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The final number of a dense net, a sparse one, a retrained ticket or a control.
 
@@ -79,7 +80,8 @@ def result_record(
         searched: record of the last epoch of the round that found the ticket.
         counts, sizes: kept and all weights of each masked layer.
         steps: of an epoch.
-        arithmetic: of the training, in epochs of the dense net.
+        arithmetic: of the training, and of the search for a ticket, in epochs of the dense net.
+        weighed: multiply-adds and bytes of the network.
     """
     kept, total = sum(counts.values()), sum(sizes.values())
     dense = isinstance(config.method, Dense)
@@ -88,7 +90,7 @@ def result_record(
         searched = {}
     return {
         "kind": "result",
-        "method": config.method_name,
+        "method": "ss" if config.supermask and config.method_name == "iss" else config.method_name,
         "setting": config.setting,
         "round": stage.round,
         "control": stage.label,
@@ -101,6 +103,7 @@ def result_record(
         "epochs_total": search + last["epoch"],
         "steps_total": (search + last["epoch"]) * steps,
         "arithmetic": arithmetic,
+        **weighed,
         "soft_accuracy": searched.get("test_accuracy"),
         "hard_accuracy": searched.get("hard_test_accuracy"),
         "undecided": searched.get("undecided"),

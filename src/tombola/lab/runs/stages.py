@@ -13,7 +13,8 @@ class Stage:
     """One training from beginning to end.
 
     phase: "train" is that of a run without a search: dense, or sparse in one go.
-    round: of the search, or that the ticket comes from; 0 without a search.
+    round: of the search, or that the ticket comes from; 0 without a search. The training counts as round 1 for one that
+        begins with its connections.
     label: which control is trained, if one is.
     epochs_before: epochs that the run trains before this stage.
     """
@@ -27,7 +28,8 @@ class Stage:
 def plan(config: RunConfig) -> list[Stage]:
     """All stages of the run, in order: the search's rounds, the retrainings of their tickets, and the controls."""
     if not config.searches:
-        return [Stage(phase="train", round=0, epochs_before=0)]
+        again = [Stage(phase="retrain", round=1, epochs_before=config.epochs)] if config.lottery != "no" else []
+        return [Stage(phase="train", round=0, epochs_before=0), *again]
     controls = sorted(set(config.controls), reverse=True)
     kinds: list[tuple[Literal["search", "retrain", "control"], int, Control | None]] = [
         *(("search", round_, None) for round_ in range(1, config.rounds + 1)),

@@ -4,6 +4,7 @@
     metrics.jsonl        one record a line, only ever appended to
     checkpoint-N.pt      the newest state and the one before it; gone when the run is done
     tickets/             one safetensors file a round, or one of the trained sparse network
+    times.json           what took how long on which device; of no run the same twice, and so no metric
     done.json            there when the run is finished, with the SHA-256 of its metrics
     lock                 held by the process that works on the run
 
@@ -13,6 +14,7 @@ it will be measured again, and so is never counted twice.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -32,6 +34,9 @@ from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
 from tombola.lab.runs.checkpoint import read_checkpoint, write_checkpoint
 from tombola.lab.runs.records import ticket_name
+from tombola.lab.runs.stages import Stage
+
+TIMES = "times.json"
 
 
 class RunFolder:
@@ -108,6 +113,14 @@ class RunFolder:
         self._metrics.flush()
         self._digest.update(line)
         self._length += len(line)
+
+    def took(self, stage: Stage, seconds: float, device: torch.device) -> None:
+        """Note the wall time of a result: of its training, and of the search that found its ticket."""
+        path, known = self.path / TIMES, dict[str, float]()
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or a damaged one
+            known.update(json.loads(path.read_bytes())["seconds"])
+        known[f"{stage.round} {stage.label or ''}".rstrip()] = round(seconds, 3)
+        write_atomically(path, json.dumps({"device": str(device), "seconds": known}).encode() + b"\n")
 
     # ---- checkpoints
 

@@ -36,11 +36,12 @@ class Measurement:
     accuracy: float
 
 
-def cross_entropy(output: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy over all labels: (N, classes) and (N,), or (N, T, classes) and (N, T) for texts."""
-    return (
-        F.cross_entropy(output.flatten(0, -2), labels.flatten()) if output.ndim > 2 else F.cross_entropy(output, labels)
-    )
+def cross_entropy(output: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy over all labels: (N, classes) and (N,), or (N, T, classes) and (N, T) for texts; against
+    labels of which ``smoothing`` is spread over all classes."""
+    if output.ndim > 2:
+        output, labels = output.flatten(0, -2), labels.flatten()
+    return F.cross_entropy(output, labels, label_smoothing=smoothing)
 
 
 def fit(
@@ -53,6 +54,7 @@ def fit(
     seed: int = 0,
     factor: Callable[[int], float] = lambda epoch: 1.0,
     loss: Loss = cross_entropy,
+    clip: float | None = None,
     after_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> None:
     """Train ``model`` from epoch ``done`` to ``epochs``.
@@ -70,6 +72,7 @@ def fit(
         seed: of all random choices of the loop.
         factor: epoch's number, from 0, to what the learning rates are multiplied by.
         loss: (outputs, labels) to a scalar.
+        clip: largest norm of the gradients of all parameters together; None: they are left alone.
         after_epoch: called with what each epoch came to, for measuring and saving.
 
     Raises:
@@ -88,6 +91,8 @@ def fit(
             for x, y in batches(epoch):
                 value = loss(model(x), y)
                 value.backward()
+                if clip is not None:
+                    nn.utils.clip_grad_norm_(model.parameters(), clip)
                 optimizer.step()
                 optimizer.zero_grad()
                 total += value.detach()

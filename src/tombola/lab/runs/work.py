@@ -7,21 +7,24 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tombola.attach import Attachment, attach
 from tombola.describe import describe, versions
 from tombola.lab.arithmetic import planned_counts
 from tombola.lab.config import Dense
 from tombola.lab.errors import LabError
+from tombola.lab.runs.ledger import Ledger
+from tombola.lab.runs.lottery import begin_with
 from tombola.lab.runs.records import epoch_record, epoch_text, result_record
 from tombola.lab.runs.stages import Stage, plan
 from tombola.lab.runs.store import RunFolder
 from tombola.lab.runs.thin import thicken
-from tombola.lab.runs.train import Epoch, fit, measure
+from tombola.lab.runs.train import Epoch, cross_entropy, fit, measure
 from tombola.lab.runs.watch import Watch, histogram
 from tombola.lab.runs.workshop import Workshop
 from tombola.lab.seeds import derive
@@ -31,6 +34,7 @@ from tombola.search import TicketSearch
 from tombola.ticket import Ticket, model_tensors
 
 Event: TypeAlias = dict[str, Any]
+MEASURED = ("test_accuracy", "test_loss")
 
 
 class Stopped(Exception):
@@ -57,12 +61,14 @@ class Run:
         self.searched: dict[str, dict[str, Any]] = {}  # round -> the last epoch record of its search
         self.watch: Watch | None = None  # over the masks of this stage
         self.saved_at, self.save_seconds = time.monotonic(), 0.0  # when the last checkpoint was done, what it took
+        self.ledger = Ledger(make, self.stages)
 
     def go(self, saved: dict[str, Any] | None) -> None:
         """Do all stages, or those that are left."""
         if saved is not None:
             with self._restoring(saved):
                 self.position, self.searched = saved["stage"], saved["searched"]
+                self.ledger.seconds = saved.get("seconds", {})
         if self.stages[self.position].phase == "search":
             self._search(saved)
             saved = None
@@ -82,7 +88,7 @@ class Run:
         masked = self.make.maskable(model)
         if isinstance(config.method, Dense):
             self._train(stage, model, self.make.optimizer(model), None, saved, dict)
-            sizes = {name: parameter.numel() for name, parameter in masked.items()}
+            sizes = {name: weight.numel() for name, weight in masked.items()}
             self._result(stage, sizes, sizes, arithmetic=self.make.arithmetic(model))
             return
         method, steps, names = config.training_method, config.epochs * self.steps, list(masked)
@@ -102,6 +108,9 @@ class Run:
             self._train(stage, model, optimizer, run, saved, lambda: {"attachment": run.state_dict()})
         masks = run.masks
         run.detach()
+        if config.supermask:  # what is asked for is the hard mask, and training measured the soft one
+            self.searched["0"], hard = self.last, {key: self.last[f"hard_{key}"] for key in MEASURED}
+            self.last = self.last | hard
         if config.sparse:
             thicken(model)
         provenance = {
@@ -109,6 +118,9 @@ class Run:
             "trained": True, "versions": versions(), **self._about,
         }  # fmt: skip
         Ticket(masks, model_tensors(model), provenance).save(self.folder.ticket_path(0))
+        if config.lottery != "no":
+            start = model_tensors(self.make.model())
+            Ticket(masks, start, provenance | {"trained": False}).save(self.folder.ticket_path(1))
         self._result(stage, masks.counts(), masks.sizes(), arithmetic=self.make.arithmetic(model))
 
     @property
@@ -154,16 +166,26 @@ class Run:
             with self._python_warnings():
                 ticket = round_.ticket()
             ticket.save(self.folder.ticket_path(round_.index))
-            self.searched[str(round_.index)] = self.last
+            self.searched[str(round_.index)] = self.last | {"share": self.make.share(ticket.masks.counts())}
             self.position += 1
 
     def _retrain(self, stage: Stage, saved: dict[str, Any] | None) -> None:
         model = self.make.model()
         masks = self._restore(stage, model)
-        optimizer = self.make.optimizer(model)
-        run = attach(model, optimizer, Fixed(masks), steps=self.config.epochs * self.steps, select=list(masks))
+        optimizer, moving = self.make.optimizer(model), self.config.lottery == "moving"
+        method = self.config.training_method if moving else Fixed(masks)
+        begin = partial(
+            attach, model, optimizer, method, steps=self.config.epochs * self.steps, select=list(masks),
+            steps_per_epoch=self.steps, seed=derive(self.config.seed, "masks", "again"),
+        )  # fmt: skip
+        run = begin_with(masks, model, begin) if moving else begin()
         self._train(stage, model, optimizer, run, saved, lambda: {"attachment": run.state_dict()})
-        self._result(stage, masks.counts(), masks.sizes())
+        arithmetic = None
+        if self.config.lottery != "no" and (once := self.make.arithmetic(model)) is not None:
+            share = self.make.share(masks.counts())
+            arithmetic = 2 * once if moving or share is None else once + share * self.config.epochs
+        masks = run.masks
+        self._result(stage, masks.counts(), masks.sizes(), arithmetic=arithmetic)
         run.detach()
 
     def _restore(self, stage: Stage, model: nn.Module) -> Masks:
@@ -196,6 +218,7 @@ class Run:
         """Train to the end of the stage, from its beginning or from where ``saved`` is; the last record is kept."""
         config, done = self.config, 0
         self.last = {}
+        self.ledger.begin()
         if saved is not None:
             with self._restoring(saved):
                 model.load_state_dict(saved["model"])  # first: it says where sparse layers have their connections
@@ -207,9 +230,13 @@ class Run:
         epochs = config.stretched(config.epochs)
         purpose = (stage.phase, stage.round, stage.label or "")
 
+        def loss(output: Tensor, labels: Tensor) -> Tensor:
+            return cross_entropy(output, labels, smoothing=config.label_smoothing)
+
         def after_epoch(epoch: Epoch) -> None:
             if epoch.number == epochs or epoch.number % config.evaluate_every == 0:
                 self._measure(stage, model, run, epoch)
+            self.ledger.count(self.position)
             done = stage.epochs_before + epoch.number
             self.emit({"event": "epoch", "done": done, "text": epoch_text(stage, epoch, self.last)})
             due = time.monotonic() - self.saved_at >= self.save_seconds / self.checkpoint_share
@@ -229,6 +256,8 @@ class Run:
             done=done,
             seed=derive(config.seed, *purpose),
             factor=lambda epoch: config.schedule.factor(epoch * config.epochs / epochs, config.epochs),
+            loss=loss,
+            clip=config.clip,
             after_epoch=after_epoch,
         )
 
@@ -254,6 +283,7 @@ class Run:
                 "epoch": epoch,
                 "last": self.last,
                 "searched": self.searched,
+                "seconds": self.ledger.seconds,
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "extra": extra,
@@ -283,10 +313,14 @@ class Run:
         self, stage: Stage, counts: dict[str, int], sizes: dict[str, int], *, arithmetic: float | None = None
     ) -> None:
         config, searched = self.config, self.searched.get(str(stage.round))
+        weighed = self.make.weigh(counts)
+        if config.searches:
+            arithmetic = self.ledger.arithmetic_of(stage.round, counts, self.searched)
         record = result_record(
-            config, stage, self.last, searched, counts, sizes, steps=self.steps, arithmetic=arithmetic
+            config, stage, self.last, searched, counts, sizes, steps=self.steps, arithmetic=arithmetic, weighed=weighed
         )
         self.folder.record(record)
+        self.folder.took(stage, self.ledger.seconds_of(stage, self.position), self.make.device)
         self.emit({"event": "result", **record})
 
     @contextmanager

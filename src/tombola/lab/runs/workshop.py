@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
 
+from tombola.flops import Count
 from tombola.lab import models
 from tombola.lab.arithmetic import count, training_cost
 from tombola.lab.config import Dense, RunConfig
@@ -16,8 +21,8 @@ from tombola.lab.runs.thin import check_thin, thin
 from tombola.lab.seeds import derive
 from tombola.methods.magnitude import IMP
 from tombola.methods.protocol import HardMethod
-from tombola.methods.stochastic import StochasticSparsification
 from tombola.selection import maskable
+from tombola.ticket import model_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,17 +86,55 @@ class Workshop:
         """What training ``model`` takes in multiply-adds, in epochs of the dense net of full width; None if a masked
         layer cannot be counted."""
         config, masked = self.config, self.maskable(model)
-        epochs, steps = config.total_epochs, config.total_epochs * self.data.steps(config.batch_size)
-        counted = full = count(model, self.data, masked)
-        if config.width != 1:
-            full = count(replace(self, config=replace(config, width=1.0)).model(), self.data, masked)
-        if counted is None or full is None:
+        epochs = config.stretched(config.epochs)
+        steps = epochs * self.data.steps(config.batch_size)
+        if self._counted is None or self._full is None:
             return None
         cost = 1.0
         if not isinstance(config.method, Dense):
-            assert not isinstance(config.method, IMP | StochasticSparsification)
-            cost = training_cost(config.method, counted, masked, steps=steps)
-        return epochs * cost * counted.dense / full.dense
+            assert not isinstance(config.method, IMP)
+            cost = training_cost(config.method, self._counted, masked, steps=steps)
+        return epochs * cost * self._counted.dense / self._full
+
+    @cached_property
+    def _counted(self) -> Count | None:
+        model = self.model()
+        return count(model, self.data, self.maskable(model))
+
+    @cached_property
+    def _full(self) -> int | None:
+        """Multiply-adds of the dense net of full width, for one example."""
+        name, found = self.config.model, self._counted
+        if self.config.width != 1:
+            shape, classes = self.data.input_shape, self.data.classes
+            with torch.device("meta" if name in models.MODELS else self.device):  # wide nets take long to initialise
+                net = models.build(name, input_shape=shape, classes=classes, seed=0)
+            found = count(net, self.data, self.maskable(net))
+        return found.dense if found is not None else None
+
+    @cached_property
+    def _stored(self) -> tuple[dict[str, tuple[int, int]], int]:
+        """Of each masked parameter its weights and the bytes of one, and the bytes of the dense net."""
+        model = self.model()
+        sizes = {name: (weight.numel(), weight.element_size()) for name, weight in self.maskable(model).items()}
+        return sizes, sum(tensor.nbytes for tensor in model_tensors(model).values())
+
+    def share(self, counts: Mapping[str, int]) -> float | None:
+        """Multiply-adds of the network with so many weights in its masked layers, relative to the dense one of full
+        width; None if a masked layer cannot be counted."""
+        if self._counted is None or self._full is None:
+            return None
+        return _forward(self._counted, counts) / self._full
+
+    def weigh(self, counts: Mapping[str, int]) -> dict[str, Any]:
+        """Of the network with so many weights in its masked layers: multiply-adds for one example (None: they cannot be
+        counted), and bytes as :func:`tombola.flops.size_in_bytes` has them, of a dense net without bits for a mask."""
+        sizes, stored = self._stored
+        for name, (weights, each) in sizes.items():
+            bits = 0 if isinstance(self.config.method, Dense) else math.ceil(weights / 8)
+            stored += (counts[name] - weights) * each + bits
+        forward = None if self._counted is None else round(_forward(self._counted, counts))
+        return {"multiply_adds": forward, "bytes": stored}
 
     @torch.no_grad()
     def check(self) -> None:
@@ -123,3 +166,8 @@ class Workshop:
                 model(x[:2])
             except Exception as error:  # whatever a model's own code makes of layers without a dense weight
                 raise LabError(f"--sparse: {who} does not run with sparse layers: {error}; leave it out") from error
+
+
+def _forward(counted: Count, counts: Mapping[str, int]) -> float:
+    layers = counted.layers.items()
+    return sum(la.dense * counts[name] / la.weights if name in counts else la.dense for name, la in layers)

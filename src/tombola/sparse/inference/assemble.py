@@ -66,8 +66,8 @@ class Assembly:
         """The output, likewise."""
         self._step("leave", (x,))
 
-    def product(self, layer: SparseLayer, x: Image | Picked) -> Image:
-        """A sparse layer.
+    def product(self, layer: SparseLayer, x: Image | Picked, added: Image | None = None) -> Image:
+        """A sparse layer, and what is added to its output.
 
         Raises:
             Unable: it does not fit, or is too large for distances of 32 bits.
@@ -87,13 +87,21 @@ class Assembly:
         except OverflowError as error:
             raise Unable from error
         self.kept += [plan, pointers, entries, layer.values, layer.bias]
-        values = product_job(
+        values: dict[str, Any] = product_job(
             plan, geometry.outputs, layer.values, entries, pointers, layer.bias, relu=layer.relu,
             kernel=(1, 1) if at_once else geometry.kernel, threads=torch.get_num_threads(),
         )  # fmt: skip
         kernel = "dot" if at_once and int(plan.xs[-1, :2].sum()) <= FEW else "product_at"
-        self.steps.append(Step(kernel, values | {"source": source, "result": result}))
-        return result
+        values |= {"source": source, "result": result}
+        if added is None:
+            self.steps.append(Step(kernel, values))
+            return result
+        if kernel == "product_at" and result.is_compact and added.is_compact and added.shape == result.shape:
+            added.buffer.last = len(self.steps)
+            self.steps.append(Step(kernel, values | {"added": added}))
+            return result
+        self.steps.append(Step(kernel, values | {"floor": 0}))
+        return self.sum(result, added, floor=layer.relu)
 
     def affine(self, x: Image, scale: Tensor, shift: Tensor, *, floor: bool) -> Image:
         """scale · x + shift, (C,) each, for each channel; at least 0 if there is a ``floor``."""

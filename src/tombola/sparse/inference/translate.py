@@ -85,9 +85,12 @@ class _Translation:
         if node in self.fused:
             return self.found[self.fused[node]]
         if node.op == "call_module":
-            if len(node.args) != 1 or node.kwargs:
+            module, (x, *more) = self.net.get_submodule(str(node.target)), node.args
+            if more and isinstance(module, SparseLayer):
+                return self.assembly.product(module, self.value(x), self.image(*more))
+            if more or node.kwargs:
                 raise Unable
-            return self._of_module(node, self.net.get_submodule(str(node.target)), node.args[0])
+            return self._of_module(node, module, x)
         table = {"call_function": _FUNCTIONS, "call_method": _METHODS}.get(node.op, {})
         if node.target not in table:
             raise Unable

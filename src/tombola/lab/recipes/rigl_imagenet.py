@@ -1,0 +1,104 @@
+"""RigL on ImageNet: ResNet-50 and MobileNet-v1, once and five times as long.
+
+Evci, Gale, Menick, Castro & Elsen, arXiv 1911.11134: figure 2, appendix L and the MobileNet table. SGD with Nesterov
+momentum and weight decay 1e-4, batches of 4,096 at 1.6, label smoothing 0.1, ΔT = 100, α = 0.3, moves until step 25,000
+of 32,000; uniform with a dense first layer, or ERK; pruning from step 10,000 to 25,000 every 1,000. ResNet-50: a tenth
+after epochs 30, 70 and 90. MobileNet-v1: warm-up to epoch 8, a tenth after 40, 75 and 95; first and depthwise layers
+dense. Small dense nets have the paper's widths.
+
+Departs from the paper in:
+  * 100 epochs are 31,200 whole batches, not 32,000; the warm-up rises from epoch to epoch, not from step to step,
+    and is as long in a longer training;
+  * with uniform budgets other layers make up for the dense first one, so that the density is the one asked for; the
+    authors' code does not;
+  * MobileNet-v1's last drop (to 0.0003 at epoch 120) lies behind the end of 100 epochs and is left out. The paper has
+    densities of 0.25 and 0.1 for it, and the same as for ResNet-50 are added;
+  * three seeds; dense nets as long (also five times) and for as much arithmetic, and a cosine, are added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+from tombola.budgets import uniform
+from tombola.lab.config import BUDGETS, Dense, RunConfig, Sparse
+from tombola.lab.models import unmasked
+from tombola.lab.recipes.base import Recipe, Scale, by, stretched
+from tombola.lab.recipes.baselines import dense, schedules
+from tombola.lab.recipes.imagenet import reduced
+from tombola.lab.recipes.nets import RESNET50
+from tombola.lab.settings import Drops, WarmUp
+from tombola.methods.gradual import GradualMagnitude
+from tombola.methods.rigl import RigL
+from tombola.methods.set_ import SET
+from tombola.methods.snfs import SNFS
+from tombola.methods.snip import SNIP
+from tombola.methods.static import Static
+
+MOBILENET = replace(
+    RESNET50,
+    model="mobilenet_v1",
+    schedule=WarmUp(epochs=8, then=Drops(epochs=(40, 75, 95), by=0.1)),
+    unmasked=unmasked("mobilenet_v1"),
+)
+BEGIN, UNTIL = 10_000 / 32_000, 25_000 / 32_000
+RESNET50_WIDTHS = {0.2: 0.465, 0.1: 0.34, 0.05: 0.26, 0.035: 0.231}
+MOBILENET_WIDTHS = {0.25: 0.47, 0.1: 0.285}
+LONGER = 5
+
+
+def configs(
+    scale: Scale, *, base: RunConfig, densities: Sequence[float], widths: Mapping[float, float]
+) -> list[RunConfig]:
+    """All methods at all densities, RigL five times as long too, small dense nets, and dense nets."""
+    densities = by(scale, full=densities, cpu=(0.1,), smoke=(0.1,))
+    small = reduced(base, scale)
+    epochs = LONGER * small.epochs
+    longer = replace(small, epochs=epochs, schedule=stretched(small.schedule, small.epochs, epochs))
+    once = [replace(small, method=method) for d in densities for method in _methods(d, scale)]
+    long = [replace(longer, method=run.method) for run in once if isinstance(run.method, RigL)]
+    narrow = [
+        replace(one, method=Dense(), width=small.width * widths[d]) for d in densities if d in widths
+        for one in (small, longer)
+    ]  # fmt: skip
+    return [*dense([*once, *long]), *once, *long, *narrow, *schedules(once[0])[1:]]
+
+
+def _methods(density: float, scale: Scale) -> list[Sparse]:
+    every, prunings = by(scale, full=100, cpu=4, smoke=1), by(scale, full=1000, cpu=8, smoke=1)
+    first, erk = BUDGETS["uniform-first-dense"], BUDGETS["erk"]
+    return [
+        RigL(density=density, budget=first, every=every, until=UNTIL, drop_fraction=0.3),
+        RigL(density=density, budget=erk, every=every, until=UNTIL, drop_fraction=0.3),
+        SET(density=density, budget=first, every=every, until=UNTIL, drop_fraction=0.3),
+        SNFS(density=density, budget=erk, every=every, until=UNTIL, drop_fraction=0.3),
+        SNIP(density=density, budget=first),
+        Static(density=density, budget=first),
+        Static(density=density, budget=erk),
+        GradualMagnitude(density=density, budget=uniform, every=prunings, begin=BEGIN, until=UNTIL),
+    ]
+
+
+RESNET50_RECIPE = Recipe(
+    name="rigl-resnet50",
+    paper="Evci et al. 2020",
+    where="figure 2 and appendix L",
+    about="Sparse from the first step at 80, 90, 95 and 96.5 % sparsity, RigL also five times as long.",
+    departures="Uniform budgets make up for the dense first layer; the warm-up rises from epoch to epoch.",
+    data="ImageNet",
+    model="ResNet-50",
+    methods="RigL, SET, SNFS, SNIP, static, GMP, dense",
+    cpu="90 % alone, 6 of 100 epochs (30 of 500) on 2,500 images of CIFAR-10 for ImageNet, a quarter of the channels.",
+    configs=partial(configs, base=RESNET50, densities=tuple(RESNET50_WIDTHS), widths=RESNET50_WIDTHS),
+)
+MOBILENET_RECIPE = replace(
+    RESNET50_RECIPE,
+    name="rigl-mobilenet",
+    where="the MobileNet table",
+    about="Sparse from the first step at 75, 80, 90, 95 and 96.5 % sparsity, RigL also five times as long.",
+    departures="The paper has 75 and 90 % alone. " + RESNET50_RECIPE.departures,
+    model="MobileNet-v1",
+    configs=partial(configs, base=MOBILENET, densities=(0.25, 0.2, 0.1, 0.05, 0.035), widths=MOBILENET_WIDTHS),
+)

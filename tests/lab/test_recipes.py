@@ -343,7 +343,13 @@ def once_each(found: Iterable[RunConfig]) -> list[RunConfig]:
     return list(kinds.values())
 
 
-@EACH
+_OFTEN = ("cs-figure-2", "cs-figure-3-left", "rigl-cifar10", "rigl-gru", "cs-imagenet")  # between them, every kind
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(r, id=r.name, marks=[] if r.name in _OFTEN else pytest.mark.slow) for r in TRAINING],
+)
 def test_it_runs_at_smoke_scale(recipe: Recipe, tmp_path: Path) -> None:
     for config in once_each(recipe.runs("smoke")):
         path = execute(config, tmp_path)

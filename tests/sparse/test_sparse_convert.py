@@ -299,7 +299,7 @@ class Shortcut(nn.Module):
     ("kind", "absorbed"),
     [
         ("usual", True),
-        ("both", True),
+        ("both", False),
         ("broadcast", True),
         ("in place between", False),
         ("twice", False),

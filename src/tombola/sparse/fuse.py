@@ -14,7 +14,6 @@ from tombola.sparse.conv import SparseConv2d
 from tombola.sparse.layer import SparseLayer
 
 _RELUS = (F.relu, F.relu_, torch.relu, torch.relu_)
-_PURE = (SparseLayer, nn.Conv2d, nn.BatchNorm2d, nn.Identity)
 _SUMS = (operator.add, operator.iadd, torch.add)
 
 
@@ -73,11 +72,11 @@ def _absorb_sums(model: nn.Module, graph: fx.Graph) -> None:
 
 
 def _may_wait(node: fx.Node, until: fx.Node, model: nn.Module) -> bool:
-    """Whether nothing between the two can change the node's input in place."""
+    """Whether nothing happens between the two that could change the node's input in place, or be as well the one."""
     between = node.next
     while between is not until:
-        is_pure = between.op == "call_module" and isinstance(model.get_submodule(str(between.target)), _PURE)
-        if not is_pure and between.op != "get_attr":
+        is_nothing = between.op == "call_module" and isinstance(model.get_submodule(str(between.target)), nn.Identity)
+        if not is_nothing and between.op != "get_attr":
             return False
         between = between.next
     return True

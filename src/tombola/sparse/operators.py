@@ -252,8 +252,8 @@ def _run(
         plan, rows, values, entries, pointers, bias, relu=relu, kernel=kernel, shares=shares, threads=threads
     )
     job |= {"bits": geometry.bits, "order": 0 if order is None else order.data_ptr(), "blocks": count}
-    job["added"] = 0 if added is None else added.data_ptr()
-    launch(name, [*(job | {"source": source.data_ptr(), "result": result.data_ptr()}).values()])
+    job |= {"source": source.data_ptr(), "result": result.data_ptr(), "added": 0 if added is None else added.data_ptr()}
+    launch(name, [*job.values()])
 
 
 def product_job(

@@ -12,6 +12,8 @@ counts 780 updates for two epochs, which is all of them.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tombola.lab.config import Dense, RunConfig
 from tombola.lab.inputs import Images
 from tombola.lab.models import unmasked
@@ -29,17 +31,7 @@ RESNET20 = RunConfig(
     schedule=Drops(epochs=(56, 71), by=0.1),
     unmasked=unmasked("resnet20"),
 )
-VGG16 = RunConfig(
-    data="cifar10",
-    model="vgg16",
-    method=Dense(),
-    epochs=85,
-    batch_size=128,
-    augment=True,
-    optimizer=RESNET20.optimizer,
-    schedule=RESNET20.schedule,
-    unmasked=("fc.weight",),
-)
+VGG16 = replace(RESNET20, model="vgg16", unmasked=("fc.weight",))
 SCORES = SGD(lr=0.1, momentum=0.9, nesterov=True)  # of both: as the weights', but without weight decay
 REWIND_STEP = 780  # two epochs of 390 steps
 RESNET50 = RunConfig(

@@ -422,6 +422,12 @@ def test_train_and_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert {path: path.read_bytes() for path in out.glob("*/metrics.jsonl")} == before
 
 
+def test_the_compiler_is_not_loaded_by_an_import() -> None:
+    """It takes longer than all the rest together."""
+    code = "import sys, tombola.lab.cli.main; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
 def test_a_terminal_without_the_signs(tmp_path: Path) -> None:
     study(tmp_path, seeds=(0, 1))
     command = [sys.executable, "-m", "tombola.lab.cli.main", "report", str(tmp_path)]

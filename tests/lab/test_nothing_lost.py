@@ -174,6 +174,7 @@ def test_three_moments(tmp_path: Path, noise: str) -> None:
     assert sum(name.endswith(".safetensors") for name in found) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_three_moments_of_sparse_layers(tmp_path: Path, noise: str) -> None:
     """GraNet's shrink while they train: each checkpoint has other sizes."""

@@ -33,7 +33,6 @@ class Weight(NamedTuple):
     geometry: Geometry
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def recurrence(x: Tensor, start: Tensor, by_input: Weight, by_state: Weight) -> Tensor:
     """The states of one layer in one direction.
 
@@ -46,6 +45,12 @@ def recurrence(x: Tensor, start: Tensor, by_input: Weight, by_state: Weight) -> 
     Returns:
         (T, hidden, N).
     """
+    if torch.compiler.is_compiling():  # not as a decorator, which would load the compiler with this module
+        return torch.compiler.disable(_recurrence)(x, start, by_input, by_state)  # type: ignore[no-any-return]
+    return _recurrence(x, start, by_input, by_state)
+
+
+def _recurrence(x: Tensor, start: Tensor, by_input: Weight, by_state: Weight) -> Tensor:
     x, start = x.contiguous(), start.contiguous()
     if torch.is_grad_enabled():
         tensors = (x, start, by_input.values, by_input.bias, by_state.values, by_state.bias)

@@ -44,6 +44,7 @@ class Runs:
     workers: int
     device: str
     data_dir: Path | None
+    transfer_dir: Path | None
     quiet: bool
 
     @classmethod
@@ -71,6 +72,7 @@ class Runs:
             workers=options["workers"] or max(1, cpus // max(1, min(jobs, len(wanted)))),
             device=device,
             data_dir=options["data_dir"],
+            transfer_dir=options.get("transfer_dir"),
             quiet=options["quiet"],
         )
 
@@ -92,6 +94,7 @@ class Runs:
                     workers=self.workers,
                     device=self.device,
                     data_dir=self.data_dir,
+                    transfer_dir=self.transfer_dir,
                     on_event=watch,
                 )
         except KeyboardInterrupt:

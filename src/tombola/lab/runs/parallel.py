@@ -38,6 +38,7 @@ def run_many(
     threads: int = 1,
     device: str = "cpu",
     data_dir: Path | None = None,
+    transfer_dir: Path | None = None,
     workers: int = 0,
     on_event: OnEvent = lambda run, event: None,
     checkpoint_share: float = CHECKPOINT_SHARE,
@@ -51,6 +52,7 @@ def run_many(
         threads: of each worker, for PyTorch and numba.
         device: where to compute.
         data_dir: where data sets that are files lie.
+        transfer_dir: the same for the data that tickets are transferred to; None: ``data_dir``.
         workers: processes of each job that read images which do not stay in memory.
         on_event: called in this process, with the name of the run's folder and the event.
         checkpoint_share: of the time that may go into checkpoints, as for :func:`execute`.
@@ -67,8 +69,11 @@ def run_many(
     configs = list(configs)
     names = [config.folder_name for config in configs]
     runs = dict(zip(names, configs, strict=True))
-    options = {"out": out, "threads": threads, "device": device, "data_dir": data_dir, "workers": workers}
-    crew = _Crew(runs, {**options, "checkpoint_share": checkpoint_share}, on_event)
+    options = {
+        "out": out, "threads": threads, "device": device, "data_dir": data_dir, "transfer_dir": transfer_dir,
+        "workers": workers, "checkpoint_share": checkpoint_share,
+    }  # fmt: skip
+    crew = _Crew(runs, options, on_event)
     try:
         crew.work(min(jobs, len(runs)))
     except KeyboardInterrupt:

@@ -56,6 +56,8 @@ EVERY_METHOD = {
     "snip, fan-in": replace(DENSE, method=SNIP(density=0.3, pattern=ConstantFanIn())),
     "gmp": replace(DENSE, method=GradualMagnitude(density=0.1, every=3)),
     "cs, transfer": replace(ASKED, data=TO_5, batch_size=80, transfer=ELSEWHERE),
-    "imp, transfer": replace(IMP_, data=TO_5, rounds=2, batch_size=80, transfer=ELSEWHERE),
+    "imp, transfer": replace(
+        IMP_, data=TO_5, rounds=2, batch_size=80, transfer=ELSEWHERE, controls=("shuffled",), control_rounds=(1,)
+    ),
     "cs, pruning": replace(CS, method=ContinuousSparsification(density=0.2, harden_at=0.5), rounds=1),
 }

@@ -436,7 +436,7 @@ def test_what_a_person_calls_it() -> None:
         "", "equal epochs", "s0=-0.02", "density=0.5,0.2", "keep=0.5", "keep=0.5", "s0=1", "1 epoch", "width=0.5",
         "density=0.2", "density=0.2 sparse", "density=0.2 sparse",
         "density=0.2 lottery=fixed", "density=0.2 lottery=moving", "density=0.25", "density=0.3 fan-in", "density=0.1",
-        "density=0.2", "keep by layer", "s0=-0.02", "", "", "", "",
+        "density=0.5,0.2", "keep=0.5", "density=0.2", "keep by layer", "s0=-0.02", "", "", "", "",
     ]  # fmt: skip
     assert ASKED.title == "cs density=0.5,0.2 · conv_digits · digits · seed 0"
     assert DENSE.title == "dense · conv_digits · digits · seed 0"

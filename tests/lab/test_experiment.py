@@ -327,7 +327,7 @@ STOPPED = [
     "snip, fan-in",
     "gmp",
 ]
-STOPPED += ["cs, pruning"]
+STOPPED += ["cs, pruning", "imp, transfer"]
 
 
 @pytest.mark.parametrize("name", STOPPED)

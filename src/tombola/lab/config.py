@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeAlias
 from tombola.budgets import Budget, erdos_renyi, erk, global_, uniform
 from tombola.lab.errors import LabError
 from tombola.lab.inputs import Images, Inputs, Text
+from tombola.lab.later import with_later, without_later
 from tombola.lab.settings import SGD, Adam, AdamW, Constant, Cosine, Drops, Optimizer, Schedule, WarmUp
 from tombola.lab.strict import Codec, parse
 from tombola.lab.transfer import Transfer
@@ -82,18 +83,6 @@ BUDGETS: dict[str, Budget] = {
 _OPTIMIZERS = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
 _SCHEDULES = {"constant": Constant, "drops": Drops, "cosine": Cosine, "warm-up": WarmUp}
 _INPUTS = {"images": Images, "text": Text}
-_BEFORE = {
-    "sparse": False,
-    "inputs": None,
-    "label_smoothing": 0.0,
-    "clip": None,
-    "examples": None,
-    "lottery": "no",
-    "transfer": None,
-}
-"""Settings that came later -> what every run without them is; whatever the default may become, this must stay."""
-_IMAGES_BEFORE = {"channels": 3}
-"""The same for those of ``Images``."""
 _CODEC = Codec({**METHODS, **PATTERNS, **_OPTIMIZERS, **_SCHEDULES, **_INPUTS}, BUDGETS)
 _CONSTANT = Constant()
 
@@ -209,7 +198,7 @@ class RunConfig:
             LabError: unknown, missing or doubled keys, wrong types, values out of range.
         """
         plain = parse(text, where=where)
-        config = _CODEC.decode(_with_later(plain), cls, where=where)
+        config = _CODEC.decode(with_later(plain), cls, where=where)
         assert isinstance(config, cls)
         return config
 
@@ -227,10 +216,7 @@ class RunConfig:
         return cls.from_json(text, where=str(path))
 
     def _plain(self) -> dict[str, Any]:
-        plain = _without_later(_CODEC.encode(self), _BEFORE)
-        if isinstance(self.inputs, Images):
-            plain["inputs"] = _without_later(plain["inputs"], _IMAGES_BEFORE)
-        return plain
+        return without_later(_CODEC.encode(self))
 
     @property
     def content_hash(self) -> str:
@@ -345,21 +331,6 @@ class RunConfig:
         controls = len(set(self.controls)) * len(set(self.control_rounds))
         there = 0 if self.transfer is None else self.transfer.epochs * (len(self.transferred()) + controls)
         return self.epochs * (self.rounds + len(self.retrained()) + controls) + there
-
-
-def _without_later(plain: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """Without the settings that came later, where they are as they were ``before``."""
-    return {key: value for key, value in plain.items() if key not in before or value != before[key]}
-
-
-def _with_later(plain: Any) -> Any:
-    """The inverse, of a whole config. What is no config is left for the codec to complain about."""
-    if not isinstance(plain, dict):
-        return plain
-    inputs = plain.get("inputs")
-    if isinstance(inputs, dict) and inputs.get("kind") == "images":
-        plain = {**plain, "inputs": {**_IMAGES_BEFORE, **inputs}}
-    return {**_BEFORE, **plain}
 
 
 def never_dense(method: Method) -> str:

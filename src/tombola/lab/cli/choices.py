@@ -44,12 +44,19 @@ class Choices(Training):
         return replace(self, **_NO_TRANSFER, **_unfit(self.data, self.transfer_to))
 
     def there(self) -> Choices:
-        """The same search on the data that tickets are transferred to."""
+        """The same search on the data that tickets are transferred to.
+
+        Raises:
+            LabError: it is not said where these lie.
+        """
         assert self.transfer_to is not None
+        data_dir = self.transfer_dir or self.data_dir
+        if self.transfer_to in ("folder", "text") and data_dir is None:
+            raise LabError(f"--transfer-to {self.transfer_to}: say which with --transfer-dir")
         return replace(
             self,
             data=self.transfer_to,
-            data_dir=self.transfer_dir or self.data_dir,
+            data_dir=data_dir,
             model=self.model_name,
             epochs=self.transfer_epochs or self.epochs,
             **_NO_TRANSFER,
@@ -80,8 +87,8 @@ def configs_of(choices: Choices) -> list[RunConfig]:
     here, there = choices.here(), choices.there()
     if here.data_name == there.data_name:
         raise LabError(f"--transfer-to: {there.data_name} is what tickets are searched on already; give other data")
-    base, make = there.base()
-    check_fit(here.base()[1], make)  # the runs tell what it warns of
+    (_, source), (base, target) = here.base(), there.base()
+    check_fit(source, target)  # what it warns of the runs tell
     shared = {f.name: getattr(base, f.name) for f in fields(Transfer)}
     return [*_of(here, Transfer(**shared)), *_of(there, None)]
 

@@ -44,7 +44,7 @@ class Runs:
     workers: int
     device: str
     data_dir: Path | None
-    transfer_dir: Path | None
+    data_dirs: Mapping[str, Path]
     quiet: bool
 
     @classmethod
@@ -54,7 +54,7 @@ class Runs:
         Raises:
             click.UsageError: values that do not go together, or no such device, data or model.
         """
-        device = options["device"]
+        device, there = options["device"], options.get("transfer_dir")
         try:
             _check_device(device)
             wanted = configs()
@@ -72,7 +72,9 @@ class Runs:
             workers=options["workers"] or max(1, cpus // max(1, min(jobs, len(wanted)))),
             device=device,
             data_dir=options["data_dir"],
-            transfer_dir=options.get("transfer_dir"),
+            data_dirs={config.transfer.data: there for config in wanted if config.transfer is not None}
+            if there
+            else {},
             quiet=options["quiet"],
         )
 
@@ -94,7 +96,7 @@ class Runs:
                     workers=self.workers,
                     device=self.device,
                     data_dir=self.data_dir,
-                    transfer_dir=self.transfer_dir,
+                    data_dirs=self.data_dirs,
                     on_event=watch,
                 )
         except KeyboardInterrupt:

@@ -6,7 +6,7 @@ tickets and the same numbers as one that was never stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
@@ -34,7 +34,7 @@ def execute(
     device: torch.device | str = "cpu",
     threads: int | None = None,
     data_dir: Path | None = None,
-    transfer_dir: Path | None = None,
+    data_dirs: Mapping[str, Path] | None = None,
     workers: int = 0,
     on_event: OnEvent = lambda run, event: None,
     checkpoint_share: float = CHECKPOINT_SHARE,
@@ -48,7 +48,7 @@ def execute(
         device: where to compute. Numbers of one device are repeatable on the CPU, and close on a GPU.
         threads: of PyTorch, while this runs; None leaves them alone. Numbers may depend on it in the last bits.
         data_dir: where data sets that are files lie.
-        transfer_dir: the same for the data that tickets are transferred to; None: ``data_dir``.
+        data_dirs: the same for data sets of these names that lie elsewhere.
         workers: processes that read images which do not stay in memory.
         on_event: told how it goes: ``on_event(name of the run's folder, event)``.
         checkpoint_share: of the time that may go into checkpoints, which are made at the ends of epochs: small runs
@@ -77,11 +77,13 @@ def execute(
                 folder.record({"kind": "warning", "text": text})
                 emit({"event": "warning", "text": text})
 
-            make = prepared(config, data_dir=data_dir, device=device, workers=workers, tell=tell)
-            target, anew = None, saved is None
+            def prepared(config: RunConfig) -> Workshop:
+                place = (data_dirs or {}).get(config.data, data_dir)
+                return _prepared(config, data_dir=place, device=device, workers=workers, tell=tell)
+
+            make, target, anew = prepared(config), None, saved is None
             if config.transfer is not None:
-                there = transfer_dir or data_dir
-                target = prepared(config.target, data_dir=there, device=device, workers=workers, tell=tell)
+                target = prepared(config.target)
                 if (said := check(make, target)) and anew:
                     tell(said)
             for each, about in ((make, {}), (target, {"transferred": True})):
@@ -93,7 +95,7 @@ def execute(
         return folder.path
 
 
-def prepared(
+def _prepared(
     config: RunConfig, *, data_dir: Path | None, device: torch.device | str, workers: int, tell: Callable[[str], None]
 ) -> Workshop:
     """What makes the networks of ``config``, with its data, once it is sure that they fit together.

@@ -387,6 +387,16 @@ def test_runs_with_and_without_a_transfer_are_one_setting_here(tmp_path: Path) -
     assert (row.seeds, row.accuracy.mean) == ((0, 1, 2), pytest.approx(0.91))
 
 
+def test_a_search_whose_tickets_went_to_several_data_sets_counts_once(tmp_path: Path) -> None:
+    out = transferring(tmp_path)
+    settings = config({"kind": "imp", "keep": 0.8}, 0, data="cifar10", model="resnet20")
+    found = [result("imp", "keep=0.8", 6, 0.27, 0.9)]
+    write(out / "again", settings | {"transfer": {"data": "svhn", "epochs": 20}}, found)
+    (row,) = tasks_of(out)["cifar10"].rows
+    assert (row.seeds, row.accuracy.n) == ((0, 1), 2)
+    assert len(read_summary([out]).runs) == 5
+
+
 def test_older_runs_are_read_as_before(tmp_path: Path) -> None:
     summary = read_summary([beside_published(tmp_path)])
     assert summary.parts == summary.runs

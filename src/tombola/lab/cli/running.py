@@ -62,6 +62,7 @@ class Runs:
                 check_device(device)
         except LabError as error:
             raise click.UsageError(str(error), click.get_current_context()) from None
+        moved = [config.transfer.data for config in wanted if config.transfer is not None]
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         jobs = options["jobs"] or (max(1, cpus // options["threads"]) if device == "cpu" else 1)
         return cls(
@@ -72,9 +73,7 @@ class Runs:
             workers=options["workers"] or max(1, cpus // max(1, min(jobs, len(wanted)))),
             device=device,
             data_dir=options["data_dir"],
-            data_dirs={config.transfer.data: there for config in wanted if config.transfer is not None}
-            if there
-            else {},
+            data_dirs=dict.fromkeys(moved, there) if there else {},
             quiet=options["quiet"],
         )
 

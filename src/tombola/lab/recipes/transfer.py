@@ -3,7 +3,8 @@
 After Morcos, Yu, Paganini & Tian, "One ticket to win them all", NeurIPS 2019, arXiv 1906.02773: tickets found by IMP on
 one data set are trained on others. Within natural images they do nearly as well there as tickets that were found there,
 and those of the larger data set transfer better. Nothing of a ticket is changed but the classifier, which begins fresh
-where the number of classes is another one.
+where the number of classes is another one; so it is in the code of the reproduction by Gohil et al. (ReScience
+2020, github.com/varungohil/Generalizing-Lottery-Tickets), from which such details are taken here.
 
 Here each ticket that a search finds is trained on the other data too, as long as one that was found there; and so are
 shuffled and re-initialised ones. Beside them stand the searches on those data themselves, and dense nets. Training is
@@ -13,7 +14,7 @@ Departs from the paper in:
   * ResNet-20 instead of VGG-19 and ResNet-50, and CIFAR alone of its six data sets, as nets and rounds are those of
     cs_resnet20.py: IMP removes 20 % of all weights together a round and rewinds to step 780, 18 rounds;
   * the classifier carries no mask (as in Savarese et al.'s code), so that none is needed for a fresh one;
-  * controls keep each layer's number of weights; the paper's random tickets do so for all layers together;
+  * controls keep each layer's number of weights; the random tickets of the reproduction only that of the whole net;
   * tickets are not transferred between optimisers; CS, three seeds, dense nets and other schedules are added.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -11,9 +12,15 @@ from tombola.lab.report.reading import Run
 def parts(runs: Iterable[Run]) -> tuple[Run, ...]:
     """All runs, each with what it measured on one data set alone.
 
-    The part on a run's own data is the same setting as a run that transfers nothing: its tickets are no others.
+    The part on a run's own data is that of a run which transfers nothing: its tickets are no others. So where there are
+    several, it counts once.
     """
-    return tuple(part for run in runs for part in _parts(run))
+    found: dict[tuple[str, str], Run] = {}
+    for part in (part for run in runs for part in _parts(run)):
+        identity = part.data, json.dumps(part.config, sort_keys=True)
+        if identity not in found or len(part.results) > len(found[identity].results):
+            found[identity] = part
+    return tuple(found.values())
 
 
 def _parts(run: Run) -> list[Run]:

@@ -77,9 +77,9 @@ class Run:
     """One run folder: who it is (config), what it found (results), what it warned of, and whether it is finished;
     and its epochs on the way.
 
-    `original` is whether its data are the publisher's own files; None: not known; `original_there` the same of the data
-    that its tickets were transferred to. `scale` is that of the recipe which
-    it was made for, "full" or a smaller one; empty if it was for none. `device` is where its wall times were taken.
+    `original` is whether its data are the publisher's own files, `original_there` whether those are that its tickets
+    were transferred to; None: not known. `scale` is that of the recipe which it was made for, "full" or a smaller one;
+    empty if it was for none. `device` is where its wall times were taken.
     """
 
     folder: Path

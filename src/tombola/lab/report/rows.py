@@ -47,9 +47,8 @@ class Row:
     network, `seconds` the wall time on `devices`. `loss` is in nats; `token` is what a text is made of, or empty.
     `good` is a sparse net, not empty, whose mean accuracy is at least that of the dense net. `original`: whether the
     data of every seed are the publisher's own files; None: not known. `label` says that it is reduced, if it is.
-    `valid` is the loss
-    on the validation part of a text. `found_on` are the data that a transferred ticket was found on, or empty: its
-    epochs and arithmetic of search are those on these data, the arithmetic in epochs on `data`.
+    `valid` is the loss on the validation part of a text. `found_on` are the data that a transferred ticket was found
+    on, or empty: its search took its epochs and arithmetic there, of which the latter is counted in epochs on `data`.
     """
 
     data: str

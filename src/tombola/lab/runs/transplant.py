@@ -1,10 +1,10 @@
 """A ticket in a network for other data: what of it fits is taken, and the rest begins as that network does.
 
-As Morcos et al., "One ticket to win them all", arXiv 1906.02773, and their reproduction by Gohil et al. (ReScience
-2020): the classifier of a net with another number of classes is not the ticket's. Here it stays dense, over the fresh
-weights that the seed gives the dense net on the new data, as the ticket says nothing of it; the same goes for a first
-layer that sees inputs of another size. Norms' statistics and all else without a mask come from the ticket where they
-fit, a classifier for as many classes too.
+As in the reproduction of Morcos et al., "One ticket to win them all" (arXiv 1906.02773), by Gohil et al. (ReScience
+2020): the classifier of a net with another number of classes is not the ticket's, one for as many classes is. Where it
+is not, it has the fresh weights that the seed gives the dense net on the new data, and stays dense, as the ticket says
+nothing of it; a random mask would only blur what is measured. The same goes for a first layer that sees inputs of
+another size. Norms' statistics and all else without a mask come from the ticket where they fit.
 """
 
 from __future__ import annotations

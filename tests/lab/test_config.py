@@ -19,6 +19,7 @@ from tombola.lab.config import BUDGETS, Dense, RunConfig
 from tombola.lab.errors import LabError
 from tombola.lab.inputs import Images, Text
 from tombola.lab.settings import SGD, Adam, AdamW, Constant, Cosine, Drops, WarmUp
+from tombola.lab.transfer import Transfer
 from tombola.methods.continuous import ContinuousSparsification
 from tombola.methods.gradual import GradualMagnitude
 from tombola.methods.granet import GraNet
@@ -36,6 +37,7 @@ READ = replace(DENSE, data="folder/flowers", inputs=Images(size=64, cutout=8, sk
 ALL = {**EVERY_METHOD, "layerwise": LAYERWISE, "stepped": STEPPED, "images": READ}
 LATER = replace(ALL["images"], label_smoothing=0.1, clip=10.0, examples=500, schedule=WarmUp(epochs=2, then=Cosine()))
 ALL["later"] = LATER
+ALL["grey"] = replace(READ, inputs=Images(channels=1))
 ALL["text"] = replace(DENSE, data="text/poems", model="mine:net", inputs=Text(unit="characters", length=64))
 
 
@@ -73,11 +75,14 @@ def written(value: Any) -> Any:
             "clip": None,
             "examples": None,
             "lottery": "no",
+            "transfer": None,
         }
         for name, before in later.items() if type(value) is RunConfig else ():
             if fields[name] == before:  # these came later
                 del fields[name]
-        return fields if type(value) is RunConfig else {"kind": kinds[type(value)], **fields}
+        if type(value) is Images and fields["channels"] == 3:  # and so did this
+            del fields["channels"]
+        return fields if type(value) in (RunConfig, Transfer) else {"kind": kinds[type(value)], **fields}
     if isinstance(value, tuple):
         return [written(entry) for entry in value]
     if callable(value):
@@ -201,6 +206,16 @@ def test_a_setting_that_came_later_leaves_older_runs_their_names() -> None:
     assert sparse.content_hash != RIGL.content_hash
     with pytest.raises(LabError, match="sparse is null, but must be true or false"):
         RunConfig.from_json(json.dumps({**said, "sparse": None}))
+
+
+def test_images_of_older_runs_are_coloured() -> None:
+    assert "channels" not in plain(READ)["inputs"]
+    assert READ.content_hash == "4895b7f7f480"
+    said = {**plain(READ), "inputs": {**plain(READ)["inputs"], "channels": 3}}
+    assert RunConfig.from_json(json.dumps(said)) == READ
+    assert ALL["grey"].content_hash != replace(READ, inputs=Images()).content_hash
+    with pytest.raises(LabError, match=r"inputs.channels is 2, but must be 1 or 3"):
+        RunConfig.from_json(json.dumps({**said, "inputs": {**said["inputs"], "channels": 2}}))
 
 
 @pytest.mark.parametrize(
@@ -421,7 +436,7 @@ def test_what_a_person_calls_it() -> None:
         "", "equal epochs", "s0=-0.02", "density=0.5,0.2", "keep=0.5", "keep=0.5", "s0=1", "1 epoch", "width=0.5",
         "density=0.2", "density=0.2 sparse", "density=0.2 sparse",
         "density=0.2 lottery=fixed", "density=0.2 lottery=moving", "density=0.25", "density=0.3 fan-in", "density=0.1",
-        "density=0.2", "keep by layer", "s0=-0.02", "", "", "",
+        "density=0.5,0.2", "keep=0.5", "density=0.2", "keep by layer", "s0=-0.02", "", "", "", "",
     ]  # fmt: skip
     assert ASKED.title == "cs density=0.5,0.2 · conv_digits · digits · seed 0"
     assert DENSE.title == "dense · conv_digits · digits · seed 0"

@@ -275,7 +275,7 @@ def test_cifar100(tmp_path: Path) -> None:
         cifar100(inner)
     with pytest.raises(LabError, match="say where its cifar-100-python folder is with --data-dir"):
         load("cifar100")
-    with pytest.raises(LabError, match="size and skip_damaged are for image folders"):
+    with pytest.raises(LabError, match="size, channels and skip_damaged are for image folders"):
         load("cifar100", data_dir=tmp_path, inputs=Images(size=8))
 
 

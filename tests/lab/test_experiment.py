@@ -327,7 +327,7 @@ STOPPED = [
     "snip, fan-in",
     "gmp",
 ]
-STOPPED += ["cs, pruning"]
+STOPPED += ["cs, pruning", "imp, transfer"]
 
 
 @pytest.mark.parametrize("name", STOPPED)
@@ -542,7 +542,9 @@ def copy(): return replace(digits(), original=False)
     path = execute(replace(DENSE, data="own_copy:copy"), tmp_path / "copy")
     first, *others = read_metrics(path / "metrics.jsonl")
     assert first == {"kind": "data", "original": False}
-    assert others == read_metrics(execute(DENSE, tmp_path / "own") / "metrics.jsonl")
+    own = read_metrics(execute(DENSE, tmp_path / "own") / "metrics.jsonl")
+    assert others.pop() | {"data": "digits"} == own.pop()
+    assert others == own
 
 
 def test_data_behind_loaders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,12 @@ _INPUTS = [
         help="Height and width that images of a folder are cropped to; they are read anew in each epoch then.",
     ),
     click.option(
+        "--channels",
+        type=click.Choice(["1", "3"]),
+        show_default="1 if all of them are grey, else 3",
+        help="Read images of a folder in grey (1) or in colour (3).",
+    ),
+    click.option(
         "--augment/--no-augment",
         default=None,
         show_default="the recipe's; with --image-size yes",
@@ -211,13 +217,34 @@ _SEARCH = [
     ),
     click.option("--rewind-step", type=_from_0, metavar="N", help="The same in optimiser steps."),
     click.option(
+        "--transfer-to",
+        metavar="NAME",
+        help="Train each ticket, and its controls, on these data too, and search there as well: what --data takes. "
+        "Layers of another shape there, the classifier mostly, begin fresh and stay dense.",
+    ),
+    click.option(
+        "--transfer-epochs",
+        type=EpochsType(),
+        metavar="N|xM",
+        show_default="those of --epochs",
+        help="Of each training on the data of --transfer-to.",
+    ),
+    click.option(
         "--controls/--no-controls",
         default=True,
         show_default=True,
         help="Train the last ticket shuffled and re-initialised too.",
     ),
     _DENSE,
-    *_WHERE,
+    *_WHERE[:2],
+    click.option(
+        "--transfer-dir",
+        type=click.Path(path_type=Path),
+        metavar="PATH",
+        show_default="that of --data-dir",
+        help="Where the data of --transfer-to lie.",
+    ),
+    *_WHERE[2:],
 ]
 _TRAIN = [
     click.option(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -76,7 +77,13 @@ DEFAULT_MODEL = {
     "text": "gru_lm",
 }
 AUGMENTED = ("cifar10", "cifar100", "folder")  # where the recipe says so; digits do not stand being mirrored
-INPUTS = {"image_size": ("folder",), "skip_damaged": ("folder",), "unit": ("text",), "length": ("text",)}
+INPUTS = {
+    "image_size": ("folder",),
+    "channels": ("folder",),
+    "skip_damaged": ("folder",),
+    "unit": ("text",),
+    "length": ("text",),
+}
 """Options that say how some data are read, and which."""
 
 
@@ -92,6 +99,7 @@ class Training:
     image_size: int | None = None
     augment: bool | None = None
     cutout: int | None = None
+    channels: str | None = None
     skip_damaged: bool = False
     unit: Literal["bytes", "characters"] | None = None
     length: int | None = None
@@ -130,7 +138,7 @@ class Training:
             raise LabError(f"--data {self.data}: say which with --data-dir")
         return f"{self.data}/{self.data_dir.resolve().name}"
 
-    @property
+    @cached_property
     def inputs(self) -> Inputs | None:
         """How the data are read, where they leave that open.
 
@@ -145,8 +153,21 @@ class Training:
         if self.data == "text":
             return Text(unit=self.unit or "bytes", length=self.length or Text.length)
         if self.data == "folder" or self.cutout:
-            return Images(size=self.image_size, cutout=self.cutout or 0, skip_damaged=self.skip_damaged)
+            return Images(
+                size=self.image_size, cutout=self.cutout or 0, channels=self._channels, skip_damaged=self.skip_damaged
+            )  # fmt: skip
         return None
+
+    @property
+    def _channels(self) -> Literal[1, 3]:
+        """Those that were asked for, else those of the folder: a run's identity says which, so that it is looked at."""
+        if self.data != "folder" or self.channels == "3":
+            return 3
+        if self.channels == "1":
+            return 1
+        from tombola.lab.data.folder import all_grey  # needs Pillow
+
+        return 1 if self.data_dir is not None and all_grey(self.data_dir) else 3
 
     @property
     def recipe(self) -> Recipe:

@@ -44,6 +44,7 @@ class Runs:
     workers: int
     device: str
     data_dir: Path | None
+    data_dirs: Mapping[str, Path]
     quiet: bool
 
     @classmethod
@@ -53,7 +54,7 @@ class Runs:
         Raises:
             click.UsageError: values that do not go together, or no such device, data or model.
         """
-        device = options["device"]
+        device, there = options["device"], options.get("transfer_dir")
         try:
             _check_device(device)
             wanted = configs()
@@ -61,6 +62,7 @@ class Runs:
                 check_device(device)
         except LabError as error:
             raise click.UsageError(str(error), click.get_current_context()) from None
+        moved = [config.transfer.data for config in wanted if config.transfer is not None]
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         jobs = options["jobs"] or (max(1, cpus // options["threads"]) if device == "cpu" else 1)
         return cls(
@@ -71,6 +73,7 @@ class Runs:
             workers=options["workers"] or max(1, cpus // max(1, min(jobs, len(wanted)))),
             device=device,
             data_dir=options["data_dir"],
+            data_dirs=dict.fromkeys(moved, there) if there else {},
             quiet=options["quiet"],
         )
 
@@ -92,6 +95,7 @@ class Runs:
                     workers=self.workers,
                     device=self.device,
                     data_dir=self.data_dir,
+                    data_dirs=self.data_dirs,
                     on_event=watch,
                 )
         except KeyboardInterrupt:

@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -38,6 +38,7 @@ def run_many(
     threads: int = 1,
     device: str = "cpu",
     data_dir: Path | None = None,
+    data_dirs: Mapping[str, Path] | None = None,
     workers: int = 0,
     on_event: OnEvent = lambda run, event: None,
     checkpoint_share: float = CHECKPOINT_SHARE,
@@ -51,6 +52,7 @@ def run_many(
         threads: of each worker, for PyTorch and numba.
         device: where to compute.
         data_dir: where data sets that are files lie.
+        data_dirs: the same for data sets of these names that lie elsewhere.
         workers: processes of each job that read images which do not stay in memory.
         on_event: called in this process, with the name of the run's folder and the event.
         checkpoint_share: of the time that may go into checkpoints, as for :func:`execute`.
@@ -67,8 +69,11 @@ def run_many(
     configs = list(configs)
     names = [config.folder_name for config in configs]
     runs = dict(zip(names, configs, strict=True))
-    options = {"out": out, "threads": threads, "device": device, "data_dir": data_dir, "workers": workers}
-    crew = _Crew(runs, {**options, "checkpoint_share": checkpoint_share}, on_event)
+    options = {
+        "out": out, "threads": threads, "device": device, "data_dir": data_dir, "data_dirs": data_dirs,
+        "workers": workers, "checkpoint_share": checkpoint_share,
+    }  # fmt: skip
+    crew = _Crew(runs, options, on_event)
     try:
         crew.work(min(jobs, len(runs)))
     except KeyboardInterrupt:

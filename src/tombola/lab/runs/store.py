@@ -119,7 +119,7 @@ class RunFolder:
         path, known = self.path / TIMES, dict[str, float]()
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or a damaged one
             known.update(json.loads(path.read_bytes())["seconds"])
-        known[f"{stage.round} {stage.label or ''}".rstrip()] = round(seconds, 3)
+        known[stage.key] = round(seconds, 3)
         write_atomically(path, json.dumps({"device": str(device), "seconds": known}).encode() + b"\n")
 
     # ---- checkpoints

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tombola.lab.data import Batch
+from tombola.lab.data import Batch, Dataset, Tokens
 from tombola.lab.errors import LabError
 from tombola.lab.seeds import derive
 
@@ -127,3 +127,8 @@ def measure(model: nn.Module, batches: Iterable[Batch], *, loss: Loss = cross_en
     return Measurement(
         loss=float(torch.stack(parts).sum()) / examples, accuracy=int(torch.stack(right).sum()) / examples
     )
+
+
+def measure_parts(model: nn.Module, data: Dataset) -> tuple[Measurement, Measurement | None]:
+    """Measured on the test set, and on the validation part of a text; other data have none."""
+    return measure(model, data.test()), measure(model, data.valid()) if isinstance(data, Tokens) else None

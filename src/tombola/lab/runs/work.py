@@ -24,7 +24,8 @@ from tombola.lab.runs.records import epoch_record, epoch_text, result_record
 from tombola.lab.runs.stages import Stage, plan
 from tombola.lab.runs.store import RunFolder
 from tombola.lab.runs.thin import thicken
-from tombola.lab.runs.train import Epoch, cross_entropy, fit, measure
+from tombola.lab.runs.train import Epoch, cross_entropy, fit, measure_parts
+from tombola.lab.runs.transplant import transplant
 from tombola.lab.runs.watch import Watch, histogram
 from tombola.lab.runs.workshop import Workshop
 from tombola.lab.seeds import derive
@@ -34,7 +35,7 @@ from tombola.search import TicketSearch
 from tombola.ticket import Ticket, model_tensors
 
 Event: TypeAlias = dict[str, Any]
-MEASURED = ("test_accuracy", "test_loss")
+MEASURED = ("test_accuracy", "test_loss", "valid_loss")
 
 
 class Stopped(Exception):
@@ -48,13 +49,15 @@ class Run:
         self,
         folder: RunFolder,
         make: Workshop,
+        target: Workshop | None,
         emit: Callable[[Event], None],
         checkpoint_share: float,
         stop: Callable[[], bool],
     ) -> None:
         self.config, self.folder, self.make, self.data = make.config, folder, make, make.data
+        self.target = target  # where tickets are transferred to
         self.emit, self.checkpoint_share, self.stop = emit, checkpoint_share, stop
-        self.steps = make.data.steps(make.config.batch_size)
+        self.steps = make.steps
         self.stages = plan(make.config)
         self.position = 0  # of the stage at work
         self.last: dict[str, Any] = {}  # the newest epoch record of this stage
@@ -109,8 +112,8 @@ class Run:
         masks = run.masks
         run.detach()
         if config.supermask:  # what is asked for is the hard mask, and training measured the soft one
-            self.searched["0"], hard = self.last, {key: self.last[f"hard_{key}"] for key in MEASURED}
-            self.last = self.last | hard
+            hard = {key: self.last[f"hard_{key}"] for key in MEASURED if key in self.last}
+            self.searched["0"], self.last = self.last, self.last | hard
         if config.sparse:
             thicken(model)
         provenance = {
@@ -170,13 +173,14 @@ class Run:
             self.position += 1
 
     def _retrain(self, stage: Stage, saved: dict[str, Any] | None) -> None:
-        model = self.make.model()
+        make = self._where(stage)
+        model = make.model()
         masks = self._restore(stage, model)
-        optimizer, moving = self.make.optimizer(model), self.config.lottery == "moving"
+        optimizer, moving = make.optimizer(model), self.config.lottery == "moving"
         method = self.config.training_method if moving else Fixed(masks)
         begin = partial(
-            attach, model, optimizer, method, steps=self.config.epochs * self.steps, select=list(masks),
-            steps_per_epoch=self.steps, seed=derive(self.config.seed, "masks", "again"),
+            attach, model, optimizer, method, steps=make.config.epochs * make.steps, select=list(masks),
+            steps_per_epoch=make.steps, seed=derive(self.config.seed, "masks", "again"),
         )  # fmt: skip
         run = begin_with(masks, model, begin) if moving else begin()
         self._train(stage, model, optimizer, run, saved, lambda: {"attachment": run.state_dict()})
@@ -191,7 +195,10 @@ class Run:
     def _restore(self, stage: Stage, model: nn.Module) -> Masks:
         """Write the stage's ticket, or the control made of it, into ``model``."""
         try:
-            return self._controlled(Ticket.load(self.folder.ticket_path(stage.round)), stage).restore(model)
+            ticket = self._controlled(Ticket.load(self.folder.ticket_path(stage.round)), stage)
+            if stage.transferred:
+                return transplant(ticket, model, self._where(stage).maskable(model))
+            return ticket.restore(model)
         except (ValueError, FileNotFoundError) as error:
             raise LabError(f"{error}; delete {self.folder.path} to start this run over") from error
 
@@ -203,6 +210,13 @@ class Run:
             # building the model anew draws from the recipe's own distribution, whatever reset_parameters() would do
             return replace(ticket, start=model_tensors(self.make.model(seed=seed)))
         return ticket
+
+    def _where(self, stage: Stage) -> Workshop:
+        """What makes the networks of the stage: that of the run's own data, or of those tickets are transferred to."""
+        if not stage.transferred:
+            return self.make
+        assert self.target is not None
+        return self.target
 
     # ---- training one stage
 
@@ -216,7 +230,8 @@ class Run:
         extra: Callable[[], dict[str, Any]],
     ) -> None:
         """Train to the end of the stage, from its beginning or from where ``saved`` is; the last record is kept."""
-        config, done = self.config, 0
+        make, done = self._where(stage), 0
+        config = make.config
         self.last = {}
         self.ledger.begin()
         if saved is not None:
@@ -249,7 +264,7 @@ class Run:
         fit(
             model,
             optimizer,
-            lambda epoch: self.data.epoch(
+            lambda epoch: make.data.epoch(
                 derive(config.seed, *purpose, epoch), batch_size=config.batch_size, augment=config.augment
             ),
             epochs=epochs,
@@ -262,16 +277,17 @@ class Run:
         )
 
     def _measure(self, stage: Stage, model: nn.Module, run: Attachment | None, epoch: Epoch) -> None:
-        whole, hard = measure(model, self.data.test()), None
+        make, hard = self._where(stage), None
+        whole = measure_parts(model, make.data)
         diagnostics = run.diagnostics() if run is not None else {}
         if diagnostics.get("temperature") is not None:
             assert run is not None
             with run.hard():
-                hard = measure(model, self.data.test())
-        self.last = epoch_record(self.config, stage, epoch, whole, hard, diagnostics)
+                hard = measure_parts(model, make.data)
+        self.last = epoch_record(make.config, stage, epoch, whole, hard, diagnostics)
         if self.watch is not None and (moved := self.watch.moved()):
             self.last["moved"] = moved
-        if run is not None and hard is not None and epoch.number == self.config.epochs:
+        if run is not None and hard is not None and epoch.number == make.config.epochs:
             self.last["scores"] = histogram(run.scores, diagnostics["temperature"])
         self.folder.record(self.last)
 
@@ -312,13 +328,13 @@ class Run:
     def _result(
         self, stage: Stage, counts: dict[str, int], sizes: dict[str, int], *, arithmetic: float | None = None
     ) -> None:
-        config, searched = self.config, self.searched.get(str(stage.round))
-        weighed = self.make.weigh(counts)
+        config, make, searched = self.config, self._where(stage), self.searched.get(str(stage.round))
         if config.searches:
-            arithmetic = self.ledger.arithmetic_of(stage.round, counts, self.searched)
+            arithmetic = self.ledger.arithmetic_of(stage.round, counts, self.searched, make)
         record = result_record(
-            config, stage, self.last, searched, counts, sizes, steps=self.steps, arithmetic=arithmetic, weighed=weighed
-        )
+            config, make.config, stage, self.last, searched, counts, sizes, steps=(self.steps, make.steps),
+            arithmetic=arithmetic, weighed=make.weigh(counts),
+        )  # fmt: skip
         self.folder.record(record)
         self.folder.took(stage, self.ledger.seconds_of(stage, self.position), self.make.device)
         self.emit({"event": "result", **record})

@@ -46,6 +46,11 @@ class Workshop:
             self.device
         )
 
+    @cached_property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return self.data.steps(self.config.batch_size)
+
     def thin(self, model: nn.Module) -> None:
         """Exchange the masked layers for sparse ones, with the connections that the method's first masks would have.
 
@@ -87,7 +92,7 @@ class Workshop:
         layer cannot be counted."""
         config, masked = self.config, self.maskable(model)
         epochs = config.stretched(config.epochs)
-        steps = epochs * self.data.steps(config.batch_size)
+        steps = epochs * self.steps
         if self._counted is None or self._full is None:
             return None
         cost = 1.0
@@ -125,6 +130,11 @@ class Workshop:
         if self._counted is None or self._full is None:
             return None
         return _forward(self._counted, counts) / self._full
+
+    @property
+    def epoch_cost(self) -> int | None:
+        """Multiply-adds of one epoch of the dense net of full width, forwards; None if they cannot be counted."""
+        return None if self._full is None else self._full * self.steps * self.config.batch_size
 
     def weigh(self, counts: Mapping[str, int]) -> dict[str, Any]:
         """Of the network with so many weights in its masked layers: multiply-adds for one example (None: they cannot be

@@ -81,7 +81,10 @@ BUDGETS: dict[str, Budget] = {
 _OPTIMIZERS = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
 _SCHEDULES = {"constant": Constant, "drops": Drops, "cosine": Cosine, "warm-up": WarmUp}
 _INPUTS = {"images": Images, "text": Text}
-_BEFORE = {"sparse": False, "inputs": None, "label_smoothing": 0.0, "clip": None, "examples": None, "lottery": "no"}
+_BEFORE = {
+    "sparse": False, "inputs": None, "label_smoothing": 0.0, "clip": None, "examples": None, "lottery": "no",
+    "precision": "fp32", "channels_last": False, "compile": False,
+}  # fmt: skip
 """Settings that came later -> what every run without them is; whatever the default may become, this must stay."""
 _CODEC = Codec({**METHODS, **PATTERNS, **_OPTIMIZERS, **_SCHEDULES, **_INPUTS}, BUDGETS)
 _CONSTANT = Constant()
@@ -116,6 +119,8 @@ class RunConfig:
         examples: train on the first so many alone, for smaller experiments; None: on all.
         lottery: of a method that moves connections: train once more from the initial weights with the connections of
             the end, ``"fixed"`` or ``"moving"`` on; ``"no"``: do not.
+        precision, channels_last: how the network computes, as :class:`tombola.lab.runs.mode.Mode` has them.
+        compile: train by code that ``torch.compile`` makes, on CUDA in CUDA graphs, where that can be had.
 
     Raises:
         ValueError: a value outside its range, or settings that contradict each other.
@@ -145,6 +150,9 @@ class RunConfig:
     clip: float | None = None
     examples: int | None = None
     lottery: Literal["no", "fixed", "moving"] = "no"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for key in ("rounds", "epochs", "batch_size", "evaluate_every"):
@@ -174,6 +182,8 @@ class RunConfig:
             raise ValueError("score_optimizer must be null for a method that learns no scores")
         if self.lottery != "no" and (self.sparse or not isinstance(self.method, RigL | SET | SNFS)):
             raise ValueError(f"lottery must be no for {'sparse layers' if self.sparse else self.method_name}")
+        if self.sparse and (self.precision != "fp32" or self.channels_last or self.compile):
+            raise ValueError("precision must be fp32, channels_last and compile false for sparse layers")
         if self.sparse and (problem := never_dense(self.method)):
             raise ValueError(f"sparse must be false for {self.method_name}, which {problem}")
 
@@ -237,7 +247,8 @@ class RunConfig:
         """The settings that tell runs of a method apart in a table."""
         width = "" if self.width == 1 else f"width={self.width:g}"
         lottery = "" if self.lottery == "no" else f"lottery={self.lottery}"
-        parts = (self._method_setting, width, "sparse" if self.sparse else "", lottery)
+        precision = "" if self.precision == "fp32" else self.precision
+        parts = (self._method_setting, width, "sparse" if self.sparse else "", lottery, precision)
         return " ".join(part for part in parts if part)
 
     @property

@@ -59,37 +59,37 @@ def _first_that_works(
     if batch[0].device.type == "cuda":
         attempts.insert(0, ("CUDA graphs", {"options": GRAPHS}))
     for name, options in attempts:
-        fast: Objective = torch.compile(objective, backend=backend, dynamic=False, **options)
-        problem = _problem(fast, objective, model, *batch)
-        if not problem:
-            return fast
+        try:
+            fast: Objective = torch.compile(objective, backend=backend, dynamic=False, **options)
+            if _equal(fast, objective, model, *batch):
+                return fast
+            problem = "its loss or gradients are not those of the model as it is"
+        except Exception as error:  # whatever a compiler fails with
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         torch.compiler.reset()
         tell(f"compile: trained without {name}: {problem}")
     return objective
 
 
-def _problem(fast: Objective, objective: Objective, model: nn.Module, x: Tensor, y: Tensor) -> str:
-    """Why ``fast`` must not stand in for ``objective``; "" if it may. Leaves the model and all generators as they were.
+def _equal(fast: Objective, objective: Objective, model: nn.Module, x: Tensor, y: Tensor) -> bool:
+    """Whether ``fast`` does what ``objective`` does. Leaves the model and all random generators as they were.
 
-    The last call is with other weights and inputs than those before, written where these lay: if it saw old ones, its
-    outcome would be another.
+    The last call is with other weights, inputs and labels than those before, written where these lay: if it saw old
+    ones, its outcome would be another.
     """
     x, y, parameters = x.clone(), y.clone(), [p for p in model.parameters() if p.requires_grad]
     with _as_before(model):
-        try:
-            for _ in range(_CALLS):
-                _outcome(fast, parameters, x, y)
-            with torch.no_grad():
-                x.copy_(x.flip(0))
-                for parameter in parameters:
-                    parameter.mul_(0.9)
-            found = _outcome(fast, parameters, x, y)
-        except Exception as error:  # whatever a compiler fails with
-            return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        for _ in range(_CALLS):
+            _outcome(fast, parameters, x, y)
+        with torch.no_grad():
+            x.copy_(x.flip(0))
+            y.copy_(y.roll(1, 0))
+            for parameter in parameters:
+                parameter.mul_(0.9)
+        found = _outcome(fast, parameters, x, y)
         expected, again = (_outcome(objective, parameters, x, y) for _ in range(2))
-    if not _close(again, expected):  # dropout, say: compiled code draws other numbers
-        return ""
-    return "" if _close(found, expected) else "its loss or gradients are not those of the model as it is"
+    random = not _close(again, expected)  # dropout, say: compiled code draws other numbers
+    return random or _close(found, expected)
 
 
 def _outcome(objective: Objective, parameters: Sequence[Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import warnings
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -65,7 +64,7 @@ class Run:
         self.saved_at, self.save_seconds = time.monotonic(), 0.0  # when the last checkpoint was done, what it took
         self.ledger = Ledger(make, self.stages)
         self.told: list[str] = []  # of what was compiled
-        self._compiled: Callable[[], nn.Module | None] = lambda: None  # the model that it was for
+        self._compiled: tuple[nn.Module, Objective] | None = None
 
     def go(self, saved: dict[str, Any] | None) -> None:
         """Do all stages, or those that are left."""
@@ -268,10 +267,11 @@ class Run:
         objective = objective_of(model, loss=loss, mode=self.make.mode)
         if not self.config.compile:
             return objective
-        if self._compiled() is not model:  # what was compiled for another one only takes room, and there is a limit
-            torch.compiler.reset()
-            self._compiled = weakref.ref(model)
-        return compiled(objective, model, batch_size=self.config.batch_size, tell=self._tell)
+        if self._compiled is None or self._compiled[0] is not model:  # the rounds of a search train the same one
+            torch.compiler.reset()  # what was made for another one only takes room, and PyTorch compiles so often only
+            fast = compiled(objective, model, batch_size=self.config.batch_size, tell=self._tell)
+            self._compiled = model, fast
+        return self._compiled[1]
 
     def _tell(self, text: str) -> None:
         """Record what a person should know of this run, once."""

@@ -7,7 +7,8 @@ own that lives as long as the benchmark; the lab's is started as the lab starts 
 crops and flips an image at a time, as recipes for CIFAR usually do (ResNet-20; Conv-6 trains without augmentation), in
 the DataLoader's own process or in two workers that live on, whichever is faster; it normalises whole batches on the
 device. ``tuned`` is the same loop with what PyTorch offers to those who ask for it: channels-last, a fused optimiser,
-and no look at the loss before the epoch ends. Epochs take turns; a ratio is the median of the ratios within a turn.
+no look at the loss before the epoch ends, and ``torch.compile`` where the lab compiles: on CUDA, there in CUDA graphs.
+Epochs take turns; a ratio is the median of the ratios within a turn.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ def plain(case: str, x: Tensor, y: Tensor, given: argparse.Namespace, workers: i
         if case == "conv6"
         else torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4, **fused)
     )
-    net = torch.compile(model) if given.compile else model
+    graphs = "reduce-overhead" if device == "cuda" else "default"
+    net = torch.compile(model, mode=graphs) if tuned and given.compile else model
     kept = {"persistent_workers": True} if workers else {}
     loader: Iterable[tuple[Tensor, Tensor]] = DataLoader(
         Images(x, y, augment),
@@ -148,7 +150,7 @@ class Alternative:
 
     def __init__(self, name: str, case: str, given: argparse.Namespace) -> None:
         settings = ["--device", given.device, "--threads", given.threads, "--steps", given.steps]
-        settings += ["--precision", given.precision, *(["--compile"] if given.compile else [])]
+        settings += ["--precision", given.precision, "--compile" if given.compile else "--no-compile"]
         command = [sys.executable, __file__, "--serve", name, case, *map(str, settings)]
         own = environment() if name == "ours" else {}
         pipe = subprocess.PIPE
@@ -200,16 +202,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--steps", type=int, help="of an epoch")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
-    parser.add_argument("--compile", action="store_true", help="all of them by torch.compile; ours on CUDA in graphs")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="ours and tuned; by default on CUDA")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/train_throughput….md")
     parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     given.steps = given.steps or STEPS[given.device]
+    usual = given.device == "cuda"
+    given.compile = usual if given.compile is None else given.compile
     if given.serve:
         serve(*given.serve, given)
         return
     special = [f"--precision {given.precision}"] if given.precision != "fp32" else []
-    special += ["--compile"] if given.compile else []
+    special += ["--compile" if given.compile else "--no-compile"] if given.compile != usual else []
     arguments = f"--repeats {given.repeats} --device {given.device} --threads {given.threads} --steps {given.steps}"
     where = torch.cuda.get_device_name() if given.device == "cuda" else f"{platform.machine()}, {given.threads} threads"
     lines = [

@@ -551,7 +551,11 @@ IN_COLOUR = replace(EVERY_METHOD["rigl"], data="own_colours:load", epochs=3)
         pytest.param(
             {"compile": True, "channels_last": True},
             "inductor",
-            marks=[pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")],
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.timeout(1800),
+                pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+            ],
         ),
     ],
     ids=["bf16", "channels-last", "compiled", "inductor"],

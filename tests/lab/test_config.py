@@ -35,7 +35,10 @@ STEPPED = replace(CS, schedule=Drops(epochs=(1, 2)), score_optimizer=Adam(), ret
 RIGL = EVERY_METHOD["rigl"]
 READ = replace(DENSE, data="folder/flowers", inputs=Images(size=64, cutout=8, skip_damaged=True))
 ALL = {**EVERY_METHOD, "layerwise": LAYERWISE, "stepped": STEPPED, "images": READ}
-LATER = replace(ALL["images"], label_smoothing=0.1, clip=10.0, examples=500, schedule=WarmUp(epochs=2, then=Cosine()))
+LATER = replace(
+    ALL["images"], label_smoothing=0.1, clip=10.0, examples=500, schedule=WarmUp(epochs=2, then=Cosine()),
+    precision="bf16", channels_last=True, compile=True,
+)  # fmt: skip
 ALL["later"] = LATER
 ALL["grey"] = replace(READ, inputs=Images(channels=1))
 ALL["text"] = replace(DENSE, data="text/poems", model="mine:net", inputs=Text(unit="characters", length=64))
@@ -76,6 +79,9 @@ def written(value: Any) -> Any:
             "examples": None,
             "lottery": "no",
             "transfer": None,
+            "precision": "fp32",
+            "channels_last": False,
+            "compile": False,
         }
         for name, before in later.items() if type(value) is RunConfig else ():
             if fields[name] == before:  # these came later
@@ -156,6 +162,7 @@ CHOICES: dict[str, Any] = {
     "control_rounds": [1],
     "schedule.epochs": [1, 3],
     "rewind_step": 7,
+    "precision": "fp32",
     "score_optimizer": plain(STEPPED)["score_optimizer"],
 }
 
@@ -232,6 +239,13 @@ def test_images_of_older_runs_are_coloured() -> None:
 def test_what_cannot_be_trained_in_sparse_layers(config: RunConfig, why: str) -> None:
     with pytest.raises(ValueError, match=f"sparse must be false for {why}"):
         replace(config, sparse=True)
+
+
+@pytest.mark.parametrize("setting", [{"precision": "bf16"}, {"channels_last": True}, {"compile": True}], ids=str)
+def test_sparse_layers_compute_in_their_own_way(setting: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="precision must be fp32, channels_last and compile false for sparse layers"):
+        replace(RIGL, sparse=True, **setting)
+    assert replace(RIGL, **setting).setting == "density=0.2" + (" bf16" if "precision" in setting else "")
 
 
 def test_older_runs_keep_their_folders() -> None:
@@ -436,7 +450,7 @@ def test_what_a_person_calls_it() -> None:
         "", "equal epochs", "s0=-0.02", "density=0.5,0.2", "keep=0.5", "keep=0.5", "s0=1", "1 epoch", "width=0.5",
         "density=0.2", "density=0.2 sparse", "density=0.2 sparse",
         "density=0.2 lottery=fixed", "density=0.2 lottery=moving", "density=0.25", "density=0.3 fan-in", "density=0.1",
-        "density=0.5,0.2", "keep=0.5", "density=0.2", "keep by layer", "s0=-0.02", "", "", "", "",
+        "density=0.5,0.2", "keep=0.5", "density=0.2", "keep by layer", "s0=-0.02", "", "bf16", "", "",
     ]  # fmt: skip
     assert ASKED.title == "cs density=0.5,0.2 · conv_digits · digits · seed 0"
     assert DENSE.title == "dense · conv_digits · digits · seed 0"

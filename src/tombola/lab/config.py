@@ -117,6 +117,8 @@ class RunConfig:
         lottery: of a method that moves connections: train once more from the initial weights with the connections of
             the end, ``"fixed"`` or ``"moving"`` on; ``"no"``: do not.
         transfer: of a search: other data that the tickets of ``retrain``, and their controls, are trained on too.
+        precision, channels_last: how the network computes, as :class:`tombola.lab.runs.mode.Mode` has them.
+        compile: train by code that ``torch.compile`` makes, on CUDA in CUDA graphs, where that can be had.
 
     Raises:
         ValueError: a value outside its range, or settings that contradict each other.
@@ -147,6 +149,9 @@ class RunConfig:
     examples: int | None = None
     lottery: Literal["no", "fixed", "moving"] = "no"
     transfer: Transfer | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for key in ("rounds", "epochs", "batch_size", "evaluate_every"):
@@ -179,6 +184,8 @@ class RunConfig:
         if self.transfer is not None and not self.transferred():
             why = "no ticket is retrained" if self.searches else f"{self.method_name} finds no ticket"
             raise ValueError(f"transfer must be null where {why}")
+        if self.sparse and (self.precision != "fp32" or self.channels_last or self.compile):
+            raise ValueError("precision must be fp32, channels_last and compile false for sparse layers")
         if self.sparse and (problem := never_dense(self.method)):
             raise ValueError(f"sparse must be false for {self.method_name}, which {problem}")
 
@@ -241,7 +248,8 @@ class RunConfig:
         """The settings that tell runs of a method apart in a table."""
         width = "" if self.width == 1 else f"width={self.width:g}"
         lottery = "" if self.lottery == "no" else f"lottery={self.lottery}"
-        parts = (self._method_setting, width, "sparse" if self.sparse else "", lottery)
+        precision = "" if self.precision == "fp32" else self.precision
+        parts = (self._method_setting, width, "sparse" if self.sparse else "", lottery, precision)
         return " ".join(part for part in parts if part)
 
     @property

@@ -13,6 +13,9 @@ BEFORE: Mapping[str, Any] = {
     "examples": None,
     "lottery": "no",
     "transfer": None,
+    "precision": "fp32",
+    "channels_last": False,
+    "compile": False,
 }
 """Setting -> what every run without it is; whatever the default may become, this must stay."""
 IMAGES_BEFORE: Mapping[str, Any] = {"channels": 3}

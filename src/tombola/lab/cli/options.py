@@ -105,6 +105,26 @@ _RECIPES = [
         help="Of the learning rate, over the whole training; step: a tenth after 1/2 and after 3/4 of it.",
     ),
 ]
+_COMPUTED = [
+    click.option(
+        "--precision",
+        type=click.Choice(["fp32", "bf16"]),
+        show_default="fp32",
+        help="Of the arithmetic; bf16 by autocast, weights stay float32.",
+    ),
+    click.option(
+        "--channels-last/--no-channels-last",
+        default=None,
+        show_default="for convolutions over images of several channels",
+        help="Keep the channels of images innermost in memory.",
+    ),
+    click.option(
+        "--compile/--no-compile",
+        default=None,
+        show_default="on CUDA, for convolutions and at least 5,000 steps",
+        help="Train by code that torch.compile makes, on CUDA in CUDA graphs; if it cannot, the run says why.",
+    ),
+]
 _DENSE = click.option("--dense/--no-dense", default=True, show_default=True, help="Train the dense net too.")
 _WHERE = [
     click.option(
@@ -208,6 +228,7 @@ _SEARCH = [
         help="Share of the surviving weights that a round of imp keeps.",
     ),
     *_RECIPES,
+    *_COMPUTED,
     click.option(
         "--rewind-epochs",
         type=_not_negative,
@@ -313,6 +334,7 @@ _TRAIN = [
     *_DATA,
     *_INPUTS,
     *_RECIPES,
+    *_COMPUTED,
     _DENSE,
     click.option(
         "--equal-arithmetic",

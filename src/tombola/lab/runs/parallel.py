@@ -24,6 +24,7 @@ from typing import Any
 
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
+from tombola.lab.runs.allocator import for_children
 from tombola.lab.runs.experiment import CHECKPOINT_SHARE, OnEvent, execute
 from tombola.lab.runs.work import Event, Stopped
 
@@ -131,7 +132,8 @@ class _Crew:
         context = multiprocessing.get_context("spawn")
         mine, theirs = context.Pipe()
         process = context.Process(target=_worker, args=(theirs, self.options))  # a daemon may not have children
-        process.start()
+        with for_children():
+            process.start()
         theirs.close()
         self.processes[mine], self.at[mine] = process, None
         self._assign(mine)

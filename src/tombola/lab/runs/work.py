@@ -11,20 +11,21 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tombola.attach import Attachment, attach
 from tombola.describe import describe, versions
 from tombola.lab.arithmetic import planned_counts
 from tombola.lab.config import Dense
 from tombola.lab.errors import LabError
+from tombola.lab.runs.compiling import Objective, compiled
 from tombola.lab.runs.ledger import Ledger
 from tombola.lab.runs.lottery import begin_with
 from tombola.lab.runs.records import epoch_record, epoch_text, result_record
 from tombola.lab.runs.stages import Stage, plan
 from tombola.lab.runs.store import RunFolder
 from tombola.lab.runs.thin import thicken
-from tombola.lab.runs.train import Epoch, cross_entropy, fit, measure_parts
+from tombola.lab.runs.train import Epoch, cross_entropy, fit, measure_parts, objective_of
 from tombola.lab.runs.transplant import transplant
 from tombola.lab.runs.watch import Watch, histogram
 from tombola.lab.runs.workshop import Workshop
@@ -65,13 +66,15 @@ class Run:
         self.watch: Watch | None = None  # over the masks of this stage
         self.saved_at, self.save_seconds = time.monotonic(), 0.0  # when the last checkpoint was done, what it took
         self.ledger = Ledger(make, self.stages)
+        self.told: list[str] = []  # of what was compiled
+        self._compiled: tuple[nn.Module, Objective] | None = None
 
     def go(self, saved: dict[str, Any] | None) -> None:
         """Do all stages, or those that are left."""
         if saved is not None:
             with self._restoring(saved):
                 self.position, self.searched = saved["stage"], saved["searched"]
-                self.ledger.seconds = saved.get("seconds", {})
+                self.ledger.seconds, self.told = saved.get("seconds", {}), saved.get("told", [])
         if self.stages[self.position].phase == "search":
             self._search(saved)
             saved = None
@@ -245,9 +248,6 @@ class Run:
         epochs = config.stretched(config.epochs)
         purpose = (stage.phase, stage.round, stage.label or "")
 
-        def loss(output: Tensor, labels: Tensor) -> Tensor:
-            return cross_entropy(output, labels, smoothing=config.label_smoothing)
-
         def after_epoch(epoch: Epoch) -> None:
             if epoch.number == epochs or epoch.number % config.evaluate_every == 0:
                 self._measure(stage, model, run, epoch)
@@ -271,19 +271,38 @@ class Run:
             done=done,
             seed=derive(config.seed, *purpose),
             factor=lambda epoch: config.schedule.factor(epoch * config.epochs / epochs, config.epochs),
-            loss=loss,
+            objective=self._objective(model, make),
             clip=config.clip,
             after_epoch=after_epoch,
         )
 
+    def _objective(self, model: nn.Module, make: Workshop) -> Objective:
+        """What the training of ``model`` makes smaller, as the config wants it computed."""
+        loss = partial(cross_entropy, smoothing=make.config.label_smoothing)
+        objective = objective_of(model, loss=loss, mode=make.mode)
+        if not make.config.compile:
+            return objective
+        if self._compiled is None or self._compiled[0] is not model:  # the rounds of a search train the same one
+            torch.compiler.reset()  # what was made for another one only takes room, and PyTorch compiles so often only
+            fast = compiled(objective, model, batch_size=make.config.batch_size, tell=self._tell)
+            self._compiled = model, fast
+        return self._compiled[1]
+
+    def _tell(self, text: str) -> None:
+        """Record what a person should know of this run, once."""
+        if text not in self.told:
+            self.told.append(text)
+            self.folder.record({"kind": "warning", "text": text})
+            self.emit({"event": "warning", "text": text})
+
     def _measure(self, stage: Stage, model: nn.Module, run: Attachment | None, epoch: Epoch) -> None:
         make, hard = self._where(stage), None
-        whole = measure_parts(model, make.data)
+        whole = measure_parts(model, make.data, mode=make.mode)
         diagnostics = run.diagnostics() if run is not None else {}
         if diagnostics.get("temperature") is not None:
             assert run is not None
             with run.hard():
-                hard = measure_parts(model, make.data)
+                hard = measure_parts(model, make.data, mode=make.mode)
         self.last = epoch_record(make.config, stage, epoch, whole, hard, diagnostics)
         if self.watch is not None and (moved := self.watch.moved()):
             self.last["moved"] = moved
@@ -300,6 +319,7 @@ class Run:
                 "last": self.last,
                 "searched": self.searched,
                 "seconds": self.ledger.seconds,
+                "told": self.told,
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "extra": extra,

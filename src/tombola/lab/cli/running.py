@@ -27,6 +27,7 @@ from tombola.lab.report.terminal import print_summary, stdout
 from tombola.lab.runs.parallel import run_many
 from tombola.lab.runs.thin import check_device
 from tombola.lab.study import digits_study
+from tombola.lab.tracking import Tracking, check_tracker
 
 T = TypeVar("T", bound=Training)
 COMMANDS = "commands.txt"
@@ -44,6 +45,7 @@ class Runs:
     workers: int
     device: str
     data_dir: Path | None
+    track: Sequence[str]
     quiet: bool
 
     @classmethod
@@ -56,6 +58,8 @@ class Runs:
         device = options["device"]
         try:
             _check_device(device)
+            for tracker in options["track"] or ():
+                check_tracker(tracker)
             wanted = configs()
             if any(config.sparse for config in wanted):
                 check_device(device)
@@ -71,6 +75,7 @@ class Runs:
             workers=options["workers"] or max(1, cpus // max(1, min(jobs, len(wanted)))),
             device=device,
             data_dir=options["data_dir"],
+            track=options["track"] or (),
             quiet=options["quiet"],
         )
 
@@ -83,7 +88,10 @@ class Runs:
         _remember(self.out, command)
         totals = {config.folder_name: config.total_epochs for config in self.configs}
         try:
-            with watcher(Console(stderr=True, highlight=False), totals, quiet=self.quiet) as watch:
+            with (
+                watcher(Console(stderr=True, highlight=False), totals, quiet=self.quiet) as watch,
+                Tracking(self.out, self.configs, self.track, then=watch) as tracking,
+            ):
                 run_many(
                     self.configs,
                     self.out,
@@ -92,11 +100,13 @@ class Runs:
                     workers=self.workers,
                     device=self.device,
                     data_dir=self.data_dir,
-                    on_event=watch,
+                    on_event=tracking,
                 )
         except KeyboardInterrupt:
             click.echo(f"Stopped; nothing is lost. To continue where it stopped:\n  {command}", err=True)
             sys.exit(130)
+        for text in tracking.warnings if self.quiet else ():  # else they were shown
+            click.echo(f"warning: {text}", err=True)
         print_report([self.out])
 
 

@@ -1,6 +1,6 @@
 """A loop under Hugging Face's Accelerate with RigL: gradient accumulation, clipping, checkpoints.
 
-python examples/accelerate_loop.py        (needs accelerate)
+$ python examples/accelerate_loop.py        (needs accelerate)
 """
 
 import torch

@@ -1,6 +1,6 @@
 """A plain loop with torch.compile, which compiles once although RigL moves the masks; stopped and gone on with.
 
-python examples/compiled_loop.py        (needs a C++ compiler, as torch.compile does)
+$ python examples/compiled_loop.py        (needs a C++ compiler, as torch.compile does)
 """
 
 import torch

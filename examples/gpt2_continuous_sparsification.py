@@ -1,6 +1,6 @@
 """A language model pruned by Continuous Sparsification to the density that is asked for, by Hugging Face's own Trainer.
 
-python examples/gpt2_continuous_sparsification.py        (needs transformers and accelerate; nothing is downloaded)
+$ python examples/gpt2_continuous_sparsification.py        (needs transformers and accelerate; nothing is downloaded)
 """
 
 import torch

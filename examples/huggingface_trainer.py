@@ -1,6 +1,6 @@
 """A transformer trained by Hugging Face's own Trainer with RigL: nine tenths of its weights are missing throughout.
 
-python examples/huggingface_trainer.py        (needs transformers and accelerate; nothing is downloaded)
+$ python examples/huggingface_trainer.py        (needs transformers and accelerate; nothing is downloaded)
 """
 
 import torch

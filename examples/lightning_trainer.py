@@ -1,6 +1,6 @@
 """A LightningModule trained by Lightning's own Trainer with RigL.
 
-python examples/lightning_trainer.py        (needs lightning)
+$ python examples/lightning_trainer.py        (needs lightning)
 """
 
 import lightning
@@ -33,5 +33,5 @@ trainer = lightning.Trainer(
     max_epochs=5, accumulate_grad_batches=2, gradient_clip_val=1.0, callbacks=[callback], accelerator="cpu",
     logger=False, enable_progress_bar=False, enable_model_summary=False,
 )  # fmt: skip
-trainer.fit(model, loader)  # fit(…, ckpt_path=…) goes on bit by bit
+trainer.fit(model, loader)  # fit(…, ckpt_path=…) goes on from the end of an epoch bit by bit
 print(f"{callback.run.masks.kept:,} of {callback.run.masks.total:,} weights are left after {callback.run.step} steps")

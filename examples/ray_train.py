@@ -1,7 +1,4 @@
-"""RigL on two workers of Ray Train, each with a part of the data.
-
-python examples/ray_train.py        (needs ray[train]; starts a small cluster on this machine)
-"""
+"""RigL on two workers of Ray Train, each with a part of the data (needs ray[train]; starts a small cluster here)."""
 
 import tempfile
 from pathlib import Path

@@ -23,7 +23,6 @@ from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
-from tombola.adapters.loops import abandon
 from tombola.attach import Attachment
 from tombola.files import write_atomically
 from tombola.methods.protocol import HardMethod, SoftMethod
@@ -96,7 +95,7 @@ class AttachCallback(TrainerCallback):
     ) -> None:
         """Attach; when training resumes, go on from the checkpoint."""
         if self._live and self.run is not None:  # a training that was interrupted
-            abandon(self.run)
+            self.run._let_go()  # the weights may be those of a checkpoint by now
             self._live = False
         self._arguments: dict[str, Any] = {
             "model": unwrapped(model),
@@ -143,7 +142,7 @@ class AttachCallback(TrainerCallback):
         """Leave a plain model: the ticket, of the best checkpoint if the Trainer has loaded that."""
         if self._live and self.run is not None:
             if args.load_best_model_at_end and state.best_model_checkpoint is not None:
-                abandon(self.run)
+                self.run._let_go()
                 self.run = self._resumed(Path(state.best_model_checkpoint))
             self.run.detach()
             self._live = False
@@ -167,7 +166,10 @@ class AttachCallback(TrainerCallback):
         run = Attachment(method=self.method, state=_read(folder / FILE), **self._arguments)
         for name, parameter in run.parameters.items():
             if not torch.equal(parameter, before[name]):
-                abandon(run)
+                run._let_go()
+                with torch.no_grad():
+                    for other, values in before.items():
+                        own[other].copy_(values)
                 raise ValueError(
                     f"{folder / FILE} is not of the weights that the Trainer has loaded ({name!r} differs); "
                     "give the checkpoint's folder as TrainingArguments(resume_from_checkpoint=…) too"

@@ -4,6 +4,7 @@
     trainer = lightning.Trainer(max_epochs=10, callbacks=[callback])
     trainer.fit(module, loader)     # or fit(module, loader, ckpt_path=…): goes on as if it had never stopped
 
+(From a checkpoint in the middle of an epoch Lightning itself goes on with other batches than those that were left.)
 While it trains, validation and checkpoints see the network as it trains: for a soft method its soft weights. When
 ``fit()`` returns, the module is the ticket, and ``trainer.validate(module)`` measures that.
 """
@@ -18,7 +19,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from tombola.adapters.loops import abandon
 from tombola.attach import Attachment
 from tombola.methods.protocol import HardMethod, SoftMethod
 from tombola.selection import Select
@@ -108,7 +108,7 @@ class AttachCallback(Callback):
     def _leave(self) -> None:
         """Let go of a run that was interrupted."""
         if self._live and self.run is not None and self._hook is not None:
-            abandon(self.run)
+            self.run._let_go()  # the weights may be those of a checkpoint by now
             self._hook.remove()
             self._live = False
 

@@ -55,7 +55,9 @@ def compress(weight: Tensor) -> tuple[Tensor, Tensor]:
     kept = fours != 0
     if bool((kept.sum(-1) > 2).any()):
         raise ValueError("compress: more than two of four neighbouring inputs are not zero")
-    places = (~kept).byte().argsort(-1, stable=True)[..., :2].sort(-1).values  # of fewer, the first zeros come along
+    places = (
+        (~kept).byte().argsort(dim=-1, stable=True)[..., :2].sort(-1).values
+    )  # of fewer, the first zeros come along
     bits = (places[..., 0] | places[..., 1] << 2).byte().unflatten(1, (-1, 2))
     return fours.gather(-1, places).flatten(1), bits[..., 0] | bits[..., 1] << 4
 

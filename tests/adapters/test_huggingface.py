@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,13 @@ def test_a_pattern_is_refused_where_it_would_run_the_wrong_way(tmp_path: Path) -
     assert int((model.bert.pooler.dense.weight.view(-1, 4) != 0).sum(1).max()) == 2
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stopped")
+    trainer(bert(), folder, AttachCallback(RIGL), max_steps=5).train()
+    return folder
+
+
 @pytest.mark.parametrize(
     ("harm", "says"),
     [
@@ -222,8 +230,8 @@ def test_a_pattern_is_refused_where_it_would_run_the_wrong_way(tmp_path: Path) -
     ],
     ids=["missing", "damaged", "other content", "other masks"],
 )
-def test_resuming_without_the_state_is_refused(harm: Any, says: str, tmp_path: Path) -> None:
-    trainer(bert(), tmp_path, AttachCallback(RIGL), max_steps=5).train()
+def test_resuming_without_the_state_is_refused(harm: Any, says: str, stopped: Path, tmp_path: Path) -> None:
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     harm(tmp_path / "checkpoint-5" / FILE)
     model = bert()
     it = trainer(model, tmp_path, AttachCallback(RIGL), max_steps=5)

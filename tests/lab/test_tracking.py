@@ -217,28 +217,38 @@ def test_the_others_offline(name: str, tmp_path: Path) -> None:
         for config in (CS, DENSE):
             write(out / config.folder_name / "metrics.jsonl", *records)
         subprocess.run([sys.executable, "-c", OFFLINE, name, str(out)], check=True, env=environment, timeout=120)
-    if name == "wandb":
-        for config in (CS, DENSE):
+    for config in (CS, DENSE):
+        arguments = [config.folder_name]
+        if name == "wandb":
             (file,) = out.glob(f"wandb/offline-run-*-{config.folder_name}/run-{config.folder_name}.wandb")
-            content = file.read_bytes()
-            assert content.count(b"search-1/test_accuracy") == 2
-    else:
-        for config in (CS, DENSE):
-            shown = subprocess.run(
-                [sys.executable, "-c", TRACKIO, config.folder_name],
-                env=environment,
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-            assert json.loads(shown.stdout.splitlines()[-1]) == [[6, 0.5], [12, 0.5]]
+            arguments = [str(file)]
+        command = [sys.executable, "-c", READ[name], *arguments]
+        said = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+        assert json.loads(said.splitlines()[-1]) == [[6, 0.5], [12, 0.5]]
 
 
-TRACKIO = """
+READ = {
+    "trackio": """
 import json, sys
 from trackio.sqlite_storage import SQLiteStorage
 print(json.dumps([[log["step"], log["search-1/test_accuracy"]] for log in SQLiteStorage.get_logs("runs", sys.argv[1])]))
-"""
+""",
+    "wandb": """
+import json, struct, sys
+from pathlib import Path
+from wandb.proto.wandb_internal_pb2 import Record
+content, place, shown = Path(sys.argv[1]).read_bytes(), 7, []
+assert len(content) < 2**15  # one block of LevelDB's log format
+while place + 7 <= len(content):
+    _, length, kind = struct.unpack("<IHB", content[place : place + 7])
+    record = Record.FromString(content[place + 7 : place + 7 + length])
+    place += 7 + length
+    if record.WhichOneof("record_type") == "history":
+        items = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+        shown.append([items["_step"], items["search-1/test_accuracy"]])
+print(json.dumps(shown))
+""",
+}
 
 
 def test_what_the_command_offers_is_there() -> None:

@@ -186,9 +186,10 @@ class Tracking:
                     tracker.log(numbers, step=step)
         if done:
             for kind in self._close(run):
-                completed = self._completed()
-                completed.setdefault(kind, {})[run] = self._digest(run)
-                write_atomically(self.out / COMPLETE, json.dumps(completed, indent=1).encode() + b"\n")
+                with self._guarded(kind, run):
+                    completed = self._completed()
+                    completed.setdefault(kind, {})[run] = self._digest(run)
+                    write_atomically(self.out / COMPLETE, json.dumps(completed, indent=1).encode() + b"\n")
 
     def _of(self, run: str) -> list[tuple[str, Tracker]]:
         return [(kind, tracker) for (kind, of), tracker in self._open.items() if of == run]

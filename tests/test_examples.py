@@ -34,6 +34,7 @@ def test_it_runs(
         pytest.skip("inductor needs a C++ compiler")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_ADDRESS", "local")  # no cluster that happens to be here
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     paths = [str(EXAMPLES.parent / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))  # for processes that it starts

@@ -336,11 +336,15 @@ class Attachment:
 
     def detach(self) -> None:
         """Leave a plain model with the weights of its ticket; hooks are gone. Calling it again changes nothing."""
+        if not self._detached and isinstance(self._state, SoftState):
+            self._harden(self._state)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Remove the hooks and leave model and optimiser as they are: somebody may have loaded other values by now."""
         if self._detached:
             return
         self._detached = True
-        if isinstance(self._state, SoftState):
-            self._harden(self._state)
         if isinstance(self._state, HardState):
             self._state.leave()
         for hook in self._hooks:

@@ -1,17 +1,22 @@
-"""`tombola export` and `tombola bench`: from a ticket to a sparse file, and its speed beside the dense network."""
+"""`tombola export` and `tombola bench`: from a ticket to files of several forms, and its speed beside the dense net."""
 
 import functools
+import importlib.util
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import tombola
+from tombola.lab import forms
 from tombola.lab.cli.main import run
 from tombola.lab.engines import compare
 from tombola.lab.errors import LabError
-from tombola.lab.export import build, restored, speeds
-from tombola.ticket import Ticket
+from tombola.lab.export import build, network, restored, speeds
+from tombola.sparse import semi_structured
+from tombola.ticket import Ticket, model_tensors
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +43,112 @@ def test_an_exported_ticket_computes_what_the_ticket_does(
     x = torch.randn(4, 1, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(net(x), model.eval()(x))
+
+
+def wanted(ticket: Path, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return network(Ticket.load(ticket))[0](x)
+
+
+@pytest.mark.parametrize(("to", "name"), [("state-dict", "trained.pt"), ("safetensors", "trained.dense.safetensors")])
+def test_a_plain_state_dict_that_any_program_loads(
+    to: str, name: str, ticket: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["export", str(ticket), "--to", to]) == 0
+    path = ticket.with_name(name)
+    assert (
+        f"Network: {path} ({path.stat().st_size:,} bytes)\nTo read it: model.load_state_dict("
+        in capsys.readouterr().out
+    )
+    plain = nn.Sequential(  # the architecture written again, as somebody would who has never heard of tombola
+        nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10)
+    )
+    read = torch.load(path, weights_only=True) if to == "state-dict" else safetensors.torch.load_file(path)
+    names = [f"fc{i}.{what}" for i in (1, 2, 3) for what in ("weight", "bias")]
+    assert sorted(read) == sorted(names)
+    plain.load_state_dict({mine: read[name] for mine, name in zip(plain.state_dict(), names, strict=True)})
+    x = torch.randn(5, 1, 8, 8)
+    assert torch.equal(plain(x.flatten(1)), wanted(ticket, x))
+    masks = Ticket.load(ticket).masks
+    assert all(not read[name][~mask].any() for name, mask in masks.items())
+    assert sum(int(read[name].count_nonzero()) for name in masks) <= masks.kept
+
+
+def test_a_program_of_torch_export(ticket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "net.pt2"
+    assert run(["export", str(ticket), "--to", "torch-export", "-o", str(path)]) == 0
+    assert "Checked: torch.export gives PyTorch's outputs, at most" in capsys.readouterr().out
+    program = torch.export.load(path).module()
+    for batch in (1, 7):  # of any size
+        x = torch.randn(batch, 1, 8, 8)
+        torch.testing.assert_close(program(x), wanted(ticket, x))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="needs onnxruntime: 'tombola[bench]'")
+def test_onnx_in_onnx_runtime(ticket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import onnxruntime
+
+    path = tmp_path / "net.onnx"
+    assert run(["export", str(ticket), "--to", "onnx", "-o", str(path)]) == 0
+    assert "Checked: ONNX Runtime gives PyTorch's outputs, at most" in capsys.readouterr().out
+    assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for batch in (1, 7):
+        x = torch.randn(batch, 1, 8, 8)
+        (output,) = session.run(["output"], {"input": x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(output), wanted(ticket, x))
+
+
+def test_what_computes_something_else_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Noisy(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * (1 + 1e-3 * torch.rand(()))
+
+    with pytest.raises(LabError, match=r"torch.export computes something else than PyTorch: .*e-04 of the largest"):
+        forms.write("torch-export", Noisy(3, 2), torch.randn(3, 3), tmp_path / "x")
+    with pytest.raises(LabError, match=r"--to torch-export: this model cannot be exported so \("):
+        forms.write("torch-export", _Broken(), torch.randn(3, 3), tmp_path / "x")
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(LabError, match=r"--to onnx needs onnxruntime: pip install 'tombola\[bench\]'"):
+        forms.write("onnx", nn.Linear(3, 2), torch.randn(3, 3), tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_of_four_that_nothing_fits(ticket: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["export", str(ticket), "--to", "2:4"]) == 1
+    said = capsys.readouterr().err
+    assert "no weight fits 2:4 (fc1.weight: 300×64 is not a multiple of 32×64; " in said
+    assert "--pattern 2:4" in said
+    assert not ticket.with_name("trained.2to4.safetensors").exists()
+
+
+def test_two_of_four_of_a_model_that_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = build({"model": "lenet_300_100", "input_shape": [1, 8, 8], "classes": 10, "width": 6.4})  # 1920 and 640
+    mask = (torch.arange(64) % 4 < 2).expand(1920, 64)
+    masks = tombola.Masks({"fc1.weight": mask, "fc2.weight": torch.ones(640, 1920, dtype=torch.bool)})
+    about = {"model": "lenet_300_100", "input_shape": [1, 8, 8], "classes": 10, "width": 6.4}
+    Ticket(masks, model_tensors(model), about).save(tmp_path / "t.safetensors")
+    assert run(["export", str(tmp_path / "t.safetensors"), "--to", "2:4", "--bf16"]) == 0
+    said = capsys.readouterr().out
+    assert "These are start weights, not trained ones" in said
+    assert "fc2.weight  dense: it keeps more than two of four neighbouring inputs" in said
+    again = semi_structured.load(tmp_path / "t.2to4.safetensors", model)
+    assert torch.equal(again.fc1.weight, (model.fc1.weight * mask).bfloat16())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--to", "onnx", "--batch", "2"], "--batch goes with --to sparse, not with --to onnx"),
+        (["--to", "safetensors", "--bf16"], "--bf16 goes with --to sparse and 2:4, not with --to safetensors"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    options: list[str], says: str, ticket: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["export", str(ticket), *options]) == 2
+    assert says in capsys.readouterr().err
 
 
 def test_the_default_file_lies_beside_the_ticket(ticket: Path, capsys: pytest.CaptureFixture[str]) -> None:

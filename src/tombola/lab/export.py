@@ -1,19 +1,23 @@
-"""From a ticket to a really sparse network in a file, and back to a network from its file."""
+"""From a ticket to its network in a file of another form, and from a really sparse one back to a network."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tombola.lab import models
 from tombola.lab.engines import DENSE, Speed, compare
 from tombola.lab.errors import LabError
+from tombola.lab.forms import write
+from tombola.masks import Masks
+from tombola.sparse import semi_structured
 from tombola.sparse.convert import Converted, convert
 from tombola.sparse.store import about, load, save
 from tombola.ticket import Ticket
@@ -32,31 +36,84 @@ def build(said: Mapping[str, Any]) -> nn.Module:
     return models.build(said["model"], input_shape=shape, classes=said["classes"], seed=0, width=width)
 
 
-def export(ticket: Ticket, path: Path, *, batch: int, bf16: bool) -> Converted:
+def network(ticket: Ticket) -> tuple[nn.Module, Masks]:
+    """The network of the ticket, in inference mode on the CPU, with zeros where nothing is kept; and its masks.
+
+    Raises:
+        LabError: the model cannot be had or does not fit.
+    """
+    model = build(ticket.provenance)
+    try:
+        masks = ticket.restore(model)
+    except ValueError as error:
+        raise LabError(str(error)) from error
+    return model.eval(), masks
+
+
+def example(said: Mapping[str, Any], batch: int) -> Tensor:
+    """A batch that the network of a ticket or a sparse file takes: numbers drawn at random, the same each time."""
+    generator = torch.Generator().manual_seed(0)
+    if said.get("data") == "text":
+        return torch.randint(said["classes"], (batch, *said["input_shape"]), generator=generator)
+    return torch.randn(batch, *said["input_shape"], generator=generator)
+
+
+def export_sparse(ticket: Ticket, path: Path, *, batch: int, bf16: bool) -> Converted:
     """Convert the ticket's network for inference in batches of ``batch``, as fast as measured here, and save it.
 
     Raises:
         LabError: the model cannot be had or does not fit, or the file cannot be written.
     """
-    said = {name: ticket.provenance[name] for name in _ABOUT if name in ticket.provenance}
-    model = build(said)
+    model, masks = network(ticket)
+    fast = convert(model, masks, example=example(ticket.provenance, batch), bf16=bf16)
+    with _writing(path):
+        save(fast, path, about={**_about(ticket), "batch": batch})
+    return fast
+
+
+def export_semi_structured(ticket: Ticket, path: Path, *, bf16: bool) -> dict[str, str | None]:
+    """Write the ticket's network with semi-structured weights; masked parameter -> why it stays dense, or None.
+
+    Raises:
+        LabError: the model cannot be had or does not fit, no weight fits 2:4, or the file cannot be written.
+    """
+    model, masks = network(ticket)
     try:
-        masks = ticket.restore(model)
+        with _writing(path):
+            dtype = torch.bfloat16 if bf16 else torch.float16
+            return semi_structured.save(model, masks, path, dtype=dtype, about=_about(ticket))
     except ValueError as error:
         raise LabError(str(error)) from error
-    fast = convert(model.eval(), masks, example=torch.randn(batch, *said["input_shape"]), bf16=bf16)
+
+
+def export_dense(ticket: Ticket, path: Path, *, form: str) -> str:
+    """Write the ticket's network, dense with zeros, in a form of ``tombola.lab.forms``; what was checked, or "".
+
+    Raises:
+        LabError: the model cannot be had or does not fit, or cannot be exported so, or the file cannot be written.
+    """
+    model, _ = network(ticket)
+    return write(form, model, example(ticket.provenance, 3), path)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
     try:
-        save(fast, path, about={**said, "batch": batch, "density": ticket.density})
+        yield
     except OSError as error:
         raise LabError(f"{path}: cannot be written: {error.strerror}; choose another with --output") from error
-    return fast
+
+
+def _about(ticket: Ticket) -> dict[str, Any]:
+    said = {name: ticket.provenance[name] for name in _ABOUT if name in ticket.provenance}
+    return {**said, "density": ticket.density}
 
 
 _ABOUT = ("model", "input_shape", "classes", "width", "data", "run", "seed", "trained")
 
 
 def restored(path: Path) -> Converted:
-    """The network in a file of :func:`export`.
+    """The network in a file of :func:`export_sparse`.
 
     Raises:
         LabError: there is none, or it is damaged.
@@ -80,7 +137,7 @@ def speeds(path: Path, batch: int, *, threads: int, turns: int, bf16: bool, tell
         LabError: as :func:`restored`.
     """
     restored(path)  # mistakes are found here and not in every process
-    x = torch.randn(batch, *about(path)["input_shape"], generator=torch.Generator().manual_seed(0))
+    x = example(about(path), batch)
     engines = [name for name in DENSE if bf16 or "bfloat16" not in name]
     make, dense = partial(restored, path), partial(_dense, path)
     return compare(make, dense, x, threads=threads, turns=turns, engines=engines, tell=tell)

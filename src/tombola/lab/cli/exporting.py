@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from rich.text import Text
 
 from tombola.lab.cli.inspection import load
 from tombola.lab.errors import LabError
-from tombola.lab.export import export, speeds, throughput
+from tombola.lab.export import export_dense, export_semi_structured, export_sparse, speeds, throughput
+from tombola.lab.forms import FORMS
 from tombola.lab.report.terminal import plain_table, stdout
 from tombola.lab.report.words import percent
+from tombola.sparse.convert import Converted
+
+SPARSE, SEMI_STRUCTURED = "sparse", "2:4"
 
 
-def export_sparse(path: Path, output: Path | None, *, batch: int, threads: int | None, bf16: bool) -> None:
-    """Convert the ticket at `path`, print what was chosen and say where it is.
+def export(path: Path, to: str, output: Path | None, *, batch: int, threads: int | None, bf16: bool) -> None:
+    """Write the network of the ticket at `path` in the form `to`, print what was done and say where it is.
 
     Raises:
-        LabError: there is no such ticket, its model cannot be had, or the file cannot be written.
+        LabError: there is no such ticket, its model cannot be had or not in this form, or the file cannot be written.
     """
     ticket = load(path)
-    output = path.with_name(f"{path.stem}.sparse.safetensors") if output is None else output
+    output = path.with_name(f"{path.stem}{_suffix(to)}") if output is None else output
     if not output.parent.is_dir():
         raise LabError(f"{output}: there is no folder {output.parent}; choose another with --output")
     console = stdout()
@@ -32,11 +38,28 @@ def export_sparse(path: Path, output: Path | None, *, batch: int, threads: int |
     before = torch.get_num_threads()
     torch.set_num_threads(threads or os.cpu_count() or 1)
     try:
-        fast = export(ticket, output, batch=batch, bf16=bf16)
+        if to == SPARSE:
+            _print_converted(console, export_sparse(ticket, output, batch=batch, bf16=bf16), batch, bf16=bf16)
+        elif to == SEMI_STRUCTURED:
+            _print_semi_structured(console, export_semi_structured(ticket, output, bf16=bf16))
+        elif checked := export_dense(ticket, output, form=to):
+            console.print(Text(checked))
     except LabError as error:
         raise LabError.about(path, error) from error
     finally:
         torch.set_num_threads(before)
+    size = output.stat().st_size
+    name = "Sparse network" if to == SPARSE else "Network"
+    console.print(Text.assemble(f"\n{name}: ", (str(output), "bold"), f" ({size:,} bytes)"), soft_wrap=True)
+    if to in FORMS:
+        console.print(Text(f"To read it: {FORMS[to].read.replace('FILE', repr(str(output)))}"), soft_wrap=True)
+
+
+def _suffix(to: str) -> str:
+    return FORMS[to].suffix if to in FORMS else {SPARSE: ".sparse", SEMI_STRUCTURED: ".2to4"}[to] + ".safetensors"
+
+
+def _print_converted(console: Console, fast: Converted, batch: int, *, bf16: bool) -> None:
     table = plain_table()
     names = (
         "layer",
@@ -64,7 +87,18 @@ def export_sparse(path: Path, output: Path | None, *, batch: int, threads: int |
             f"{before:,} bytes before, {after:,} now."
         )
     )
-    console.print(Text.assemble("\nSparse network: ", (str(output), "bold")), soft_wrap=True)
+
+
+def _print_semi_structured(console: Console, reasons: Mapping[str, str | None]) -> None:
+    table = plain_table()
+    table.add_column("weight")
+    table.add_column("in the file")
+    for name, reason in reasons.items():
+        table.add_row(Text(name), Text("2:4" if reason is None else f"dense: {reason}"))
+    console.print(table)
+    console.print(
+        Text("tombola.sparse.semi_structured.load reads it; on a GPU its weights are semi-structured tensors.")
+    )
 
 
 def print_speeds(path: Path, batches: tuple[int, ...], *, threads: int | None, turns: int, bf16: bool) -> None:

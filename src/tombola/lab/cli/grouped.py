@@ -6,7 +6,7 @@ import re
 
 import click
 
-HERE = ("out", "jobs", "threads", "workers", "device", "data_dir", "transfer_dir", "quiet")
+HERE = ("out", "jobs", "threads", "workers", "device", "data_dir", "transfer_dir", "track", "quiet")
 """Options that say where and how to compute, and do not change what is searched."""
 
 

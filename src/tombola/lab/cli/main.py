@@ -20,6 +20,7 @@ from tombola.lab.cli.options import COUNT, reproduce_options, search_options, tr
 from tombola.lab.cli.values import Listing
 from tombola.lab.errors import LabError
 
+EXPORTS = ("state-dict", "safetensors", "onnx", "torch-export", "2:4", "sparse")
 STOPPED = 130
 """What a shell expects of a program that Ctrl-C has stopped."""
 
@@ -36,7 +37,7 @@ def cli() -> None:
       tombola reproduce                   the papers' experiments, one command each
       tombola inspect TICKET              what a ticket keeps, where it comes from
       tombola report runs/digits          a page about all runs in that folder
-      tombola export TICKET --to sparse   small and fast on this machine
+      tombola export TICKET --to sparse   small and fast on this machine; or ONNX, a state dict, ...
     """
 
 
@@ -166,31 +167,47 @@ def report(folders: tuple[Path, ...], output: Path | None, figure: Path | None, 
 
 @cli.command()
 @click.argument("ticket", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--to", type=click.Choice(["sparse"]), required=True, help="sparse: the fastest form on this machine.")
+@click.option("--to", type=click.Choice(EXPORTS), required=True, help="What to make of it.")
 @click.option(
     "-o",
     "--output",
     metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The file to write.  [default: beside the ticket, with .sparse in its name]",
+    help="The file to write.  [default: beside the ticket, with a name of its own]",
 )
-@click.option("--batch", type=COUNT, default=64, show_default=True, help="Examples at a time that it is to be fast at.")
+@click.option("--batch", type=COUNT, default=64, show_default=True, help="sparse: examples at a time to be fast at.")
 @click.option("--threads", type=COUNT, metavar="N", show_default="one per CPU", help="PyTorch's.")
-@click.option("--bf16", is_flag=True, help="Let dense layers multiply in bfloat16, which is less exact.")
-def export(ticket: Path, to: str, output: Path | None, batch: int, threads: int | None, bf16: bool) -> None:
-    """Make the network of TICKET small and fast on this machine, for inference.
-
-    Each layer is timed dense and sparse, and the fastest of all is kept; the table says which. tombola.sparse.load
-    reads the file.
+@click.option(
+    "--bf16",
+    is_flag=True,
+    help="sparse: let dense layers multiply in bfloat16, which is less exact. 2:4: values in bfloat16, not float16.",
+)
+@click.pass_context
+def export(
+    context: click.Context, ticket: Path, to: str, output: Path | None, batch: int, threads: int | None, bf16: bool
+) -> None:
+    """Write the network of TICKET in the form that another program or a machine wants, for inference.
 
     \b
-    Example:
+    state-dict    PyTorch's, dense with zeros: any program loads it
+    safetensors   the same in that format
+    onnx          for batches of any size; ONNX Runtime is checked beside PyTorch
+    torch-export  a program of torch.export, for batches of any size, checked
+    2:4           half the values, semi-structured tensors on a GPU; for masks of --pattern 2:4
+    sparse        small and fast on this machine: each layer is timed dense and sparse, and the fastest of all is kept;
+                  tombola.sparse.load reads the file
+
+    \b
+    Examples:
+      tombola export runs/RUN/tickets/trained.safetensors --to onnx
       tombola export runs/RUN/tickets/trained.safetensors --to sparse --batch 1
     """
-    from tombola.lab.cli.exporting import export_sparse
+    from tombola.lab.cli.exporting import export
 
-    del to  # there is one form yet
-    export_sparse(ticket, output, batch=batch, threads=threads, bf16=bf16)
+    for option, forms in (("batch", ("sparse",)), ("bf16", ("sparse", "2:4"))):
+        if option in typed(context) and to not in forms:
+            raise click.UsageError(f"--{option} goes with --to {' and '.join(forms)}, not with --to {to}", context)
+    export(ticket, to, output, batch=batch, threads=threads, bf16=bf16)
 
 
 @cli.command()

@@ -152,6 +152,13 @@ _WHERE = [
         help="Processes of each job that read images from their files in each epoch.",
     ),
     click.option("--device", metavar="NAME", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ..."),
+    click.option(
+        "--track",
+        type=Listing(click.Choice(["tensorboard", "wandb", "trackio"])),
+        metavar="NAME,...",
+        help="Show the metrics of each epoch there too: event files in DIR/tensorboard, offline runs in DIR/wandb, "
+        "trackio's own folder. Nothing is sent.",
+    ),
     click.option("-q", "--quiet", is_flag=True, help="No progress, only the results."),
 ]
 _REPRODUCE = [

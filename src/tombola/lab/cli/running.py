@@ -27,6 +27,7 @@ from tombola.lab.report.terminal import print_summary, stdout
 from tombola.lab.runs.parallel import run_many
 from tombola.lab.runs.thin import check_device
 from tombola.lab.study import digits_study
+from tombola.lab.tracking import Tracking, check_tracker
 
 T = TypeVar("T", bound=Training)
 COMMANDS = "commands.txt"
@@ -45,6 +46,7 @@ class Runs:
     device: str
     data_dir: Path | None
     data_dirs: Mapping[str, Path]
+    track: Sequence[str]
     quiet: bool
 
     @classmethod
@@ -57,6 +59,8 @@ class Runs:
         device, there = options["device"], options.get("transfer_dir")
         try:
             _check_device(device)
+            for tracker in options["track"] or ():
+                check_tracker(tracker)
             wanted = configs()
             if any(config.sparse for config in wanted):
                 check_device(device)
@@ -74,6 +78,7 @@ class Runs:
             device=device,
             data_dir=options["data_dir"],
             data_dirs=dict.fromkeys(moved, there) if there else {},
+            track=options["track"] or (),
             quiet=options["quiet"],
         )
 
@@ -86,7 +91,10 @@ class Runs:
         _remember(self.out, command)
         totals = {config.folder_name: config.total_epochs for config in self.configs}
         try:
-            with watcher(Console(stderr=True, highlight=False), totals, quiet=self.quiet) as watch:
+            with (
+                watcher(Console(stderr=True, highlight=False), totals, quiet=self.quiet) as watch,
+                Tracking(self.out, self.configs, self.track, then=watch) as tracking,
+            ):
                 run_many(
                     self.configs,
                     self.out,
@@ -96,11 +104,13 @@ class Runs:
                     device=self.device,
                     data_dir=self.data_dir,
                     data_dirs=self.data_dirs,
-                    on_event=watch,
+                    on_event=tracking,
                 )
         except KeyboardInterrupt:
             click.echo(f"Stopped; nothing is lost. To continue where it stopped:\n  {command}", err=True)
             sys.exit(130)
+        for text in tracking.warnings if self.quiet else ():  # else they were shown
+            click.echo(f"warning: {text}", err=True)
         print_report([self.out])
 
 

@@ -15,6 +15,7 @@ from torch.optim import Adafactor, Optimizer
 from tombola.describe import describe
 from tombola.masks import Masks, unpack
 from tombola.methods.protocol import HardMethod, SoftMethod, is_number
+from tombola.sharded import is_sharded, local, placed
 
 
 def check_attachment(state: Mapping[str, Any], method: HardMethod | SoftMethod, steps: int) -> int:
@@ -49,7 +50,7 @@ def checked_outcome(
     check_tensors(
         "scores", hard["scores"], {n: method.scores(p.detach()) for n, p in parameters.items()}, infinite=True
     )
-    return masks, {name: score.to(parameters[name].device) for name, score in hard["scores"].items()}
+    return masks, {name: placed(score, parameters[name]) for name, score in hard["scores"].items()}
 
 
 def check_keys(state: object, keys: Iterable[str], what: str) -> None:
@@ -68,6 +69,14 @@ def check_count(name: str, value: object, *, least: int, most: int | None = None
         raise ValueError(f"the saved {name} must be a whole number {span}, not {describe(value)!r}")
 
 
+def _shard(part: str, name: str, saved: Tensor, mine: Tensor) -> Tensor:
+    """``saved`` as a tensor that lies over the ranks as ``mine`` does."""
+    try:
+        return placed(saved, mine)
+    except ValueError as error:
+        raise ValueError(f"the saved {part!r} do not fit at {name!r}: {error}") from None
+
+
 def check_tensors(part: str, saved: object, mine: Mapping[str, Tensor], *, infinite: bool = False) -> None:
     """Raise ValueError unless ``saved`` has the names, shapes and types of ``mine`` and holds finite values.
 
@@ -82,6 +91,7 @@ def check_tensors(part: str, saved: object, mine: Mapping[str, Tensor], *, infin
         tensor = saved[name]
         if (found := _kind(tensor)) != (wanted := _kind(mine[name])):
             raise ValueError(f"the saved {part!r} are of another model: {name!r} is {found}, here {wanted}")
+        tensor = local(_shard(part, name, tensor, mine[name]))
         if not (bool((tensor < torch.inf).all()) if infinite else finite(tensor)):
             raise ValueError(f"the saved {part!r} hold NaN or infinite values at {name!r}; go on from an earlier state")
 
@@ -118,6 +128,9 @@ def checked_masks(packed: object, mine: Mapping[str, Tensor], shapes: object = N
             raise ValueError(
                 f"the saved mask of {name!r} is of another model: its shape is {saved}, here {tuple(shape)}"
             )
+        if is_sharded(bits):
+            masks[name] = _shard("masks", name, bits, mine[name])
+            continue
         if not isinstance(bits, Tensor):
             raise ValueError(f"the saved mask of {name!r} is {type(bits).__name__}, not a tensor of packed bits")
         try:
@@ -171,7 +184,9 @@ def _check_entry(part: str, key: str, value: Tensor, parameter: Tensor, optimize
     if strict and value.ndim and (value.shape != parameter.shape or value.layout is not parameter.layout):
         shapes = f"{tuple(value.shape)}, its parameter {tuple(parameter.shape)}"
         raise ValueError(f"the saved {part!r} is of another model: {key!r} has shape {shapes}")
-    if value.layout is torch.strided and not finite(value):
+    if is_sharded(value):
+        _shard(part, key, value, parameter)
+    if value.layout is torch.strided and not finite(local(value)):
         raise ValueError(f"the saved {part!r} holds NaN or infinite values in {key!r}; go on from an earlier state")
 
 

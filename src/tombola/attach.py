@@ -109,7 +109,7 @@ class Attachment:
         self._steps_per_epoch = steps_per_epoch
         self._seed = seed
         self._weights = sum(parameter.numel() for parameter in self.parameters.values())
-        check_sharding(found, sparse=found.sparse)
+        check_sharding(found, method, sparse=found.sparse)
         self._check_arguments_agree(found)
         self._callbacks: list[Callable[[Attachment], None]] = []
         self._skipped = self._inside_hard = False

@@ -73,9 +73,14 @@ def check_parameters(
             raise ValueError(f"attach: {name!r} holds NaN or infinite weights; load or initialise the model first")
 
 
-def check_sharding(parameters: Mapping[str, Parameter], *, sparse: Collection[str]) -> None:
+def check_sharding(parameters: Mapping[str, Parameter], method: object, *, sparse: Collection[str]) -> None:
     """Raise ValueError for parameters that lie over the ranks in a way that is not supported."""
     sharded = {name: parameter for name, parameter in parameters.items() if is_sharded(parameter)}
+    if sharded and not getattr(method, "shards", False):
+        raise ValueError(
+            f"attach: {type(method).__name__} cannot work on sharded parameters, such as {next(iter(sharded))!r}; use "
+            "DDP, or see tombola.methods.protocol.HardMethod for what it takes"
+        )
     if sharded and sparse:
         raise ValueError(f"attach: {next(iter(sharded))!r} is sharded, which does not go with sparse layers; use DDP")
     meshes = {name: parameter.device_mesh for name, parameter in sharded.items()}

@@ -37,6 +37,7 @@ class Ranks:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        inside = list(wrappers(model))
         fsdp = sys.modules.get("torch.distributed.fsdp")  # slow to import; without it nothing can be sharded
         if fsdp is not None and any(isinstance(module, fsdp.FullyShardedDataParallel) for module in model.modules()):
             raise TypeError(
@@ -47,7 +48,7 @@ class Ranks:
         self.reshard()
         self._groups: list[Any] = []
         self._shared: list[bool] = []  # whether the ranks of that group have parts of the same parameters
-        for wrapper in wrappers(model):
+        for wrapper in inside:
             if isinstance(wrapper, nn.parallel.DistributedDataParallel):
                 self._add(wrapper.process_group, shared=False)
         sharded = next((p for p in model.parameters() if is_sharded(p)), None)

@@ -224,6 +224,8 @@ def _score_optimizer(slots: list[Slot], optimizer: Optimizer, method: SoftMethod
     accepted = inspect.signature(type(optimizer).__init__).parameters
     defaults = {key: value for key, value in optimizer.defaults.items() if key in accepted and key not in _OWN}
     fusible = isinstance(optimizer, FUSED) and {slot.score.device.type for slot in slots} <= {"cpu", "cuda"}
+    # DTensor knows no fused SGD
+    fusible = fusible and not (isinstance(optimizer, SGD) and any(is_sharded(slot.score) for slot in slots))
     if fusible and "fused" in accepted and not defaults.get("differentiable"):
         defaults["fused"] = True
     groups = [

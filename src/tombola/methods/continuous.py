@@ -60,6 +60,7 @@ class ContinuousSparsification:
     """
 
     draws: ClassVar[bool] = False
+    shards: ClassVar[bool] = True
 
     initial_score: float = 0.0
     penalty: float = 1e-8

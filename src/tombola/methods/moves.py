@@ -45,6 +45,7 @@ class Moves:
     """
 
     prunes: ClassVar[bool] = False
+    shards: ClassVar[bool] = True
 
     density: float
     budget: Budget = erk

@@ -52,6 +52,7 @@ class HardMethod(Protocol):
     """A method whose masks are bits from the first step on.
 
     Sharded parameters, and their gradients and masks, are DTensors; :mod:`tombola.sharded` tells what to do with them.
+    A method that can has ``shards = True``; others are refused a sharded model.
     """
 
     def start(self, parameters: Mapping[str, Tensor], *, generator: torch.Generator) -> Masks:
@@ -168,7 +169,8 @@ class RewiringMethod(DynamicMethod, SparseMethod, Protocol):
 class SoftMethod(Protocol):
     """A method that learns a score for each weight.
 
-    ``mask`` and ``pull_back`` are elementwise: of a sharded parameter they get this rank's part, all else a DTensor.
+    ``mask`` and ``pull_back`` are elementwise: of a sharded parameter they get this rank's part, all else a DTensor
+    (see :class:`HardMethod`).
     """
 
     @property

@@ -43,6 +43,7 @@ class StochasticSparsification:
     """
 
     draws: ClassVar[bool] = True
+    shards: ClassVar[bool] = True
 
     initial_score: float = 1.0
     penalty: float = 1e-8

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 from loop import loss_of
 from table import half
-from together import Job, shard
+from together import ENTRIES, Job, shard
 from torch import Tensor, nn
 from torch.distributed import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -19,11 +21,11 @@ from torch.optim import SGD, Adam
 from zoo import NETS
 
 import tombola
-from tombola import IMP, ContinuousSparsification, Fixed, Masks, RigL, Static, Ticket, TicketSearch
+from tombola import IMP, ContinuousSparsification, Fixed, Masks, RigL, Static, Ticket, TicketSearch, checkpoint
 from tombola.masks import largest, largest_of
 from tombola.methods.density import _sample, steer
 from tombola.methods.protocol import Moment
-from tombola.sharded import drawn, greatest, total, whole
+from tombola.sharded import drawn, greatest, local, part_of, total, whole
 
 NET = NETS["mlp"]
 
@@ -267,7 +269,87 @@ def restored(rank: int, ranks: int, folder: Path) -> str:
     return "the ticket"
 
 
+# ---- going on
+
+
+RESUMED = ("cs density", "cs hardened", "ss", "rigl mean", "snfs", "static")
+CUT = 3  # of 5 steps
+
+
+def begun(name: str, *, sharding: bool) -> tuple[nn.Module, torch.optim.Optimizer, tombola.Attachment]:
+    model = NET.model().double()
+    if sharding:
+        shard(model)
+    optimizer = SGD(model.parameters(), lr=0.05)
+    return model, optimizer, ENTRIES[name].attach(model, optimizer, NET, 5)
+
+
+def go_on(
+    model: nn.Module, optimizer: torch.optim.Optimizer, run: tombola.Attachment, steps: range, rank: int, ranks: int
+) -> dict[str, Any]:
+    """Some steps; what is there then."""
+    for at in steps:
+        optimizer.zero_grad()
+        loss_of(model, NET.batch(at).chunk(ranks)[rank]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    masks = dict(run.masks)
+    run.detach()
+    return {"masks": masks, "model": {name: whole(t).clone() for name, t in model.state_dict().items()}}
+
+
+def save(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
+    """Train, save in the midst in both forms, go on."""
+    found = {}
+    for name in RESUMED:
+        model, optimizer, run = begun(name, sharding=True)
+        go = partial(go_on, model, optimizer, run, rank=rank, ranks=ranks)
+        for at in range(CUT):
+            optimizer.zero_grad()
+            loss_of(model, NET.batch(at).chunk(ranks)[rank]).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        full = run.state_dict(full=True)
+        dcp.save({"model": model.state_dict(), "run": checkpoint.tensors(run)}, checkpoint_id=folder / f"dcp {name}")
+        weights = {key: whole(tensor).clone() for key, tensor in model.state_dict().items()}
+        if rank == 0:
+            torch.save({"model": weights, "run": full}, folder / f"full {name}")
+        found[name] = go(steps=range(CUT, 5))
+    return found
+
+
+def load(rank: int, ranks: int, folder: Path, *, saved: Path, sharding: bool = True) -> dict[str, Any]:
+    """Go on from what other ranks saved, in each form."""
+    found = {}
+    for name in RESUMED:
+        model, optimizer, run = begun(name, sharding=sharding)
+        state: dict[str, Any] = {"model": model.state_dict(), "run": checkpoint.empty(run, saved / f"dcp {name}")}
+        dcp.load(state, checkpoint_id=saved / f"dcp {name}")
+        model.load_state_dict(state["model"])
+        checkpoint.load(run, state["run"])
+        found[f"dcp {name}"] = go_on(model, optimizer, run, range(CUT, 5), rank, ranks)
+
+        model, optimizer, run = begun(name, sharding=sharding)
+        state = torch.load(saved / f"full {name}", weights_only=True)
+        for key, tensor in model.state_dict().items():
+            local(tensor).copy_(part_of(state["model"][key], tensor))
+        run.load_state_dict(state["run"])
+        found[f"full {name}"] = go_on(model, optimizer, run, range(CUT, 5), rank, ranks)
+    return found
+
+
+def other_mesh(rank: int, ranks: int, folder: Path) -> str:
+    """A state whose tensors are sharded over other ranks."""
+    model = NET.model().double()
+    mesh = init_device_mesh("cpu", (ranks, 1), mesh_dim_names=("copies", "parts"))
+    for layer in (model[0], model[2], model[4], model):  # type: ignore[index]
+        fully_shard(layer, mesh=mesh)
+    theirs, _ = attach(model, ContinuousSparsification())
+    run, _ = attach(sharded(), ContinuousSparsification())
+    return message(lambda: run.load_state_dict(theirs.state_dict()))
+
+
 JOBS: dict[str, Job] = {
+    "save": save,
+    "other mesh": other_mesh,
     "selections": selections,
     "seeds": seeds,
     "methods": methods,

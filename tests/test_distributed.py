@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 from loop import differ
-from rank_jobs import JOBS
+from rank_jobs import JOBS, RESUMED, begun, load
 from table import METHODS
 from together import ENTRIES, Case, spawn, trained
 from torch import Tensor
 
-from tombola import Masks
+from tombola import Masks, checkpoint
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32" or not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
@@ -49,6 +49,12 @@ def jobs_of(cases: list[Case]) -> dict[str, Any]:
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two ranks found."""
     return spawn(2, tmp_path_factory.mktemp("ranks") / "two", jobs_of(CASES) | JOBS)
+
+
+@pytest.fixture(scope="module")
+def folder(two: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where they left it."""
+    return next(tmp_path_factory.getbasetemp().glob("ranks*")) / "two"
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +127,7 @@ def test_selections_do_not_depend_on_the_ranks(two: list[dict[str, Any]]) -> Non
         "columns": "attach: '0.weight' cannot be masked: it lies over the ranks as",
         "search": "TicketSearch: '0.weight' is sharded",
         "first form": "shard the model with torch.distributed.fsdp.fully_shard",
+        "other mesh": "save with torch.distributed.checkpoint, which deals out anew, or save state_dict(full=True)",
         "other method": "attach: Plain cannot work on sharded parameters",
     }.items(),
 )
@@ -154,3 +161,35 @@ def test_scores_are_sharded_like_their_weights(two: list[dict[str, Any]]) -> Non
 
 def test_a_ticket_is_restored_into_a_sharded_model(two: list[dict[str, Any]]) -> None:
     assert all(rank["restored"] == "the ticket" for rank in two)
+
+
+# ---- going on
+
+
+def check_resumed(found: dict[str, Any], straight: dict[str, Any]) -> None:
+    for name in RESUMED:
+        for form in ("dcp", "full"):
+            mine, other = found[f"{form} {name}"], straight[name]
+            assert Masks(mine["masks"]) == Masks(other["masks"]), f"{form} {name}"
+            close(mine["model"], other["model"], Case(name))
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_one_process_goes_on_from_what_two_ranks_saved(two: list[dict[str, Any]], folder: Path) -> None:
+    check_resumed(load(0, 1, folder, saved=folder, sharding=False), two[0]["save"])
+
+
+@pytest.mark.slow
+def test_four_ranks_go_on_from_what_two_saved(two: list[dict[str, Any]], folder: Path, tmp_path: Path) -> None:
+    for rank in spawn(4, tmp_path / "four", {"load": partial(load, saved=folder)}):
+        check_resumed(rank["load"], two[0]["save"])
+
+
+def test_what_is_no_checkpoint_is_refused(two: list[dict[str, Any]], folder: Path, tmp_path: Path) -> None:
+    _, _, run = begun("static", sharding=False)
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        checkpoint.empty(run, tmp_path)
+    with pytest.raises(ValueError, match="holds no attachment under 'model'"):
+        checkpoint.empty(run, folder / "dcp static", key="model")
+    with pytest.raises(ValueError, match="not the state of an attachment, or damaged"):
+        checkpoint.load(run, {"plain": torch.zeros(3, dtype=torch.uint8)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -122,7 +123,8 @@ def be_rank(rank: int, ranks: int, folder: str, jobs: dict[str, Job]) -> None:
     """Do all jobs as one of several ranks, and leave what they found in a file."""
     torch.set_num_threads(1)
     meeting = f"file://{Path(folder) / 'meeting'}"
-    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=ranks)
+    wait = timedelta(seconds=100)  # a rank that waits in vain fails
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=ranks, timeout=wait)
     torch.save({name: job(rank, ranks, Path(folder)) for name, job in jobs.items()}, Path(folder) / f"rank {rank}")
     torch.distributed.destroy_process_group()
 

@@ -69,6 +69,10 @@ def check_count(name: str, value: object, *, least: int, most: int | None = None
         raise ValueError(f"the saved {name} must be a whole number {span}, not {describe(value)!r}")
 
 
+def _whole_mask(saved: object, mine: Tensor) -> bool:
+    return isinstance(saved, Tensor) and saved.dtype is torch.bool and saved.shape == mine.shape
+
+
 def _shard(part: str, name: str, saved: Tensor, mine: Tensor) -> Tensor:
     """``saved`` as a tensor that lies over the ranks as ``mine`` does."""
     try:
@@ -128,7 +132,9 @@ def checked_masks(packed: object, mine: Mapping[str, Tensor], shapes: object = N
             raise ValueError(
                 f"the saved mask of {name!r} is of another model: its shape is {saved}, here {tuple(shape)}"
             )
-        if is_sharded(bits):
+        if is_sharded(bits) and (bits.dtype, bits.shape) != (torch.bool, mine[name].shape):
+            raise ValueError(f"the saved mask of {name!r} is {_kind(bits)}, not a mask of shape {tuple(shape)}")
+        if is_sharded(bits) or _whole_mask(bits, mine[name]):  # of a sharded model
             masks[name] = _shard("masks", name, bits, mine[name])
             continue
         if not isinstance(bits, Tensor):

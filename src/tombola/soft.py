@@ -18,7 +18,7 @@ from tombola.masks import Masks
 from tombola.methods.protocol import Moment, SoftMethod
 from tombola.scaling import undo_loss_scale
 from tombola.sharded import is_sharded, like, local, part_of, placed, rows, whole
-from tombola.states import check_generator, check_keys, check_optimizer, check_tensors
+from tombola.states import HOW, check_generator, check_keys, check_optimizer, check_tensors
 
 # what a score's parameter group does not take over from its weight's
 _OWN = {"params", "weight_decay", "fused", "foreach"}
@@ -178,7 +178,8 @@ class SoftState:
                 if isinstance(entry, Tensor) and entry.shape == score.shape:
                     saved["state"][index][key] = placed(entry, score)
         for group, mine in zip(saved["param_groups"], self.score_optimizer.param_groups, strict=True):
-            group.update({key: value for key, value in mine.items() if key not in group})  # of a newer torch
+            own = {key: value for key, value in mine.items() if key not in group or key in HOW}  # of a newer torch
+            group.update(own)
         self.score_optimizer.load_state_dict(saved)
         self.generator.set_state(state["generator"].cpu())
         self.write(moment)

@@ -17,6 +17,8 @@ from tombola.masks import Masks, unpack
 from tombola.methods.protocol import HardMethod, SoftMethod, is_number
 from tombola.sharded import is_sharded, local, placed
 
+HOW = ("fused", "foreach")  # settings of an optimiser that do not matter to what it computes
+
 
 def check_attachment(state: Mapping[str, Any], method: HardMethod | SoftMethod, steps: int) -> int:
     """Raise ValueError unless ``state`` is one of an attachment of this method over so many steps; return its step."""
@@ -160,7 +162,7 @@ def check_optimizer(part: str, saved: Any, optimizer: Optimizer) -> None:
     if theirs != mine or not all(type(index) is int for index in indices) or len({*indices}) != sum(mine):
         raise ValueError(f"the saved {part!r} has groups of {theirs} parameters, here they are of {mine}")
     for group, here in zip(groups, optimizer.param_groups, strict=True):
-        for key in group.keys() & here.keys() - {"params"}:
+        for key in group.keys() & here.keys() - {"params", *HOW}:
             saved_as, is_here = describe(group[key]), describe(here[key])
             if not _alike(saved_as, is_here):
                 raise ValueError(f"the saved {part!r} has {key}={saved_as!r}, here it is {is_here!r}")

@@ -272,7 +272,7 @@ def restored(rank: int, ranks: int, folder: Path) -> str:
 # ---- going on
 
 
-RESUMED = ("cs density", "cs hardened", "ss", "rigl mean", "snfs", "static")
+RESUMED = ("cs density", "cs hardened", "ss", "rigl mean", "snfs")
 CUT = 3  # of 5 steps
 
 
@@ -339,9 +339,7 @@ def load(rank: int, ranks: int, folder: Path, *, saved: Path, sharding: bool = T
 def other_mesh(rank: int, ranks: int, folder: Path) -> str:
     """A state whose tensors are sharded over other ranks."""
     model = NET.model().double()
-    mesh = init_device_mesh("cpu", (ranks, 1), mesh_dim_names=("copies", "parts"))
-    for layer in (model[0], model[2], model[4], model):  # type: ignore[index]
-        fully_shard(layer, mesh=mesh)
+    shard(model, copies=ranks)
     theirs, _ = attach(model, ContinuousSparsification())
     run, _ = attach(sharded(), ContinuousSparsification())
     return message(lambda: run.load_state_dict(theirs.state_dict()))

@@ -13,6 +13,7 @@ import torch
 from loop import loss_of
 from table import METHODS, Entry, attached
 from torch import Tensor, nn
+from torch.distributed import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
@@ -36,18 +37,18 @@ class Case:
 
     Attributes:
         method: of ``ENTRIES``.
-        model: data-parallel, the same with gradients in buckets, or sharded.
+        model: data-parallel, the same with gradients in buckets, sharded, or two copies that are.
         how: ``"whole"`` batches; each in two parts that ``"accumulate"``, and clipped by their norm; or ``"scaled"``
             in bfloat16, with an overflow in the last rank's part of one batch.
     """
 
     method: str
-    model: Literal["ddp", "ddp view", "sharded"] = "ddp"
+    model: Literal["ddp", "ddp view", "sharded", "hybrid"] = "ddp"
     how: Literal["whole", "accumulate", "scaled"] = "whole"
 
     @property
     def net(self) -> Net:
-        return NETS["mlp" if self.model == "sharded" or self.how == "scaled" else "gru"]
+        return NETS["mlp" if self.model in ("sharded", "hybrid") or self.how == "scaled" else "gru"]
 
     def build(self) -> nn.Module:
         return self.net.model() if self.how == "scaled" else self.net.model().double()
@@ -58,20 +59,24 @@ class Case:
         return AdamW(model.parameters(), lr=0.02, fused=self.how == "scaled")
 
 
-def shard(model: nn.Module) -> None:
-    """Shard an MLP layer by layer."""
+def shard(model: nn.Module, *, copies: int = 1) -> None:
+    """Shard an MLP layer by layer, over all ranks or over those of each copy."""
+    mesh = None
+    if copies > 1:
+        ranks = torch.distributed.get_world_size()
+        mesh = init_device_mesh("cpu", (copies, ranks // copies), mesh_dim_names=("copies", "parts"))
     for layer in model.children():
         if any(True for _ in layer.parameters()):
-            fully_shard(layer)
-    fully_shard(model)
+            fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
 
 
 def trained(case: Case, rank: int, ranks: int, *, world: int = 2, half: bool = False) -> dict[str, Any]:
     """What one rank has at the end; the only one of one takes the parts of ``world`` ranks, or the first ``half``."""
     plain = case.build()
     model = plain
-    if ranks > 1 and case.model == "sharded":
-        shard(plain)
+    if ranks > 1 and case.model in ("sharded", "hybrid"):
+        shard(plain, copies=2 if case.model == "hybrid" else 1)
     elif ranks > 1:
         model = DistributedDataParallel(plain, gradient_as_bucket_view=case.model == "ddp view")
     optimizer = case.optimizer(plain)

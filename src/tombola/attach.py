@@ -275,7 +275,7 @@ class Attachment:
     def hard(self) -> Iterator[None]:
         """Inside it the model is the ticket: weights under the hard masks. Nothing to do for hard methods.
 
-        An optimiser step inside it is an error.
+        An optimiser step inside it is an error. All ranks of a sharded model must enter it.
         """
         if isinstance(self._state, HardState) or self._inside_hard:
             yield

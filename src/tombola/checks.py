@@ -120,7 +120,7 @@ def _taken(live: Iterable[Attachment]) -> dict[int, Attachment]:
 
 def check_gradients(parameters: Mapping[str, Parameter], step: int, *, last: bool, ranks: Ranks) -> None:
     """Raise TypeError for a sparse gradient, FloatingPointError for one that is not finite, on whichever rank."""
-    broken, looked = "", None
+    broken, exchange = "", False
     for name, parameter in parameters.items():
         grad = parameter.grad
         if grad is None:
@@ -129,12 +129,12 @@ def check_gradients(parameters: Mapping[str, Parameter], step: int, *, last: boo
             raise TypeError(f"{name!r} has a sparse gradient, which a masked parameter cannot have; set sparse=False")
         # reading a value off an accelerator waits for it: there, look now and then and at the end
         if grad.is_cpu or step % 100 == 0 or last:
-            looked = grad.device if is_sharded(grad) else looked
+            exchange = exchange or is_sharded(grad)
             total = float(local(grad).sum())
             if not math.isfinite(total) and not bool(local(grad).isfinite().all()):
                 broken = broken or f"the gradient of {name!r}"
     # a rank that stopped alone would leave the others waiting for it
-    if looked is not None and ranks.any(bool(broken), looked):
+    if exchange and ranks.any(bool(broken)):
         broken = broken or "a gradient on another rank"
     if broken:
         raise FloatingPointError(

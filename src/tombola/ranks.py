@@ -18,7 +18,7 @@ from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from tombola.selection import wrappers
-from tombola.sharded import is_sharded, local
+from tombola.sharded import is_sharded
 
 _WRAPPERS = (
     ("accelerate.optimizer", "AcceleratedOptimizer"),
@@ -46,6 +46,8 @@ class Ranks:
             )
         self._fully_sharded = [m for m in model.modules() if fsdp is not None and isinstance(m, fsdp.FSDPModule)]
         self.reshard()
+        # where what they exchange must be
+        self._device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         self._groups: list[Any] = []
         self._shared: list[bool] = []  # whether the ranks of that group have parts of the same parameters
         for wrapper in inside:
@@ -84,11 +86,9 @@ class Ranks:
             mend: how to mend it, to end it with.
             parts: entries that are this rank's part of something sharded, compared with ranks that have the same part.
         """
-        tensors = [entry for entry in what.values() if isinstance(entry, Tensor)]
-        device = local(tensors[0]).device if tensors else torch.device("cpu")
-        marks = torch.stack([_mark(entry).to(device) for entry in what.values()])
+        marks = torch.stack([_mark(entry).to(self._device) for entry in what.values()])
         for group, shared in zip(self._groups, self._shared, strict=True):
-            comparable = torch.tensor([not (shared and name in parts) for name in what], device=device)
+            comparable = torch.tensor([not (shared and name in parts) for name in what], device=self._device)
             mine = marks * comparable
             extremes = torch.cat([mine, ~mine])  # ~ turns the order round, and cannot overflow
             distributed.all_reduce(extremes, distributed.ReduceOp.MAX, group=group)
@@ -96,9 +96,9 @@ class Ranks:
             if not torch.equal(most, ~least):
                 raise RuntimeError(f"{where}: {_difference(list(what), mine, group)}; {mend}")
 
-    def any(self, flag: bool, device: torch.device) -> bool:
+    def any(self, flag: bool) -> bool:
         """Whether it is so on any rank; must be called on all of them."""
-        found = torch.tensor(int(flag), device=device)
+        found = torch.tensor(int(flag), device=self._device)
         for group in self._groups:
             distributed.all_reduce(found, distributed.ReduceOp.MAX, group=group)
         return bool(found)
@@ -118,7 +118,7 @@ def _difference(names: Iterable[str], marks: Tensor, group: Any) -> str:
 def _mark(entry: object) -> Tensor:
     """A fingerprint as a 64-bit integer."""
     if isinstance(entry, Tensor):
-        return fingerprint(local(entry))
+        return fingerprint(entry)
     content = hashlib.blake2b(json.dumps(entry, sort_keys=True).encode(), digest_size=8).digest()
     return torch.tensor(int.from_bytes(content, "little", signed=True))
 

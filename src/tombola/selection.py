@@ -33,7 +33,8 @@ def wrappers(model: nn.Module) -> Iterator[nn.Module]:
         if isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             inner = inner.module
         else:
-            inner = getattr(inner, "_orig_mod", None) or getattr(inner, "_forward_module", None)
+            compiled = getattr(inner, "_orig_mod", None)
+            inner = getattr(inner, "_forward_module", None) if compiled is None else compiled
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -1,6 +1,6 @@
 """tombola: winning tickets, supermasks and sparse training for any PyTorch model and training loop."""
 
-from tombola import flops, patterns, sparse
+from tombola import checkpoint, flops, patterns, sparse
 from tombola.attach import Attachment, attach
 from tombola.budgets import erdos_renyi, erk, global_, uniform
 from tombola.masks import Masks
@@ -39,6 +39,7 @@ __all__ = [
     "Ticket",
     "TicketSearch",
     "attach",
+    "checkpoint",
     "erdos_renyi",
     "erk",
     "flops",

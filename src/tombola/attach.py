@@ -17,17 +17,20 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from tombola.checks import check_arguments, check_gradients, check_parameters
+from tombola.checks import check_arguments, check_gradients, check_membership, check_parameters, check_sharding
 from tombola.describe import describe
 from tombola.dynamic import DynamicState, moving_seed
-from tombola.hard import HardState
+from tombola.hard import HardState, mask_of
 from tombola.masks import Masks, check_same_layout, pack
 from tombola.methods.protocol import DynamicMethod, HardMethod, Moment, SoftMethod
+from tombola.ranks import Ranks, bare
 from tombola.rewire import SparseState, begin_sparse
-from tombola.selection import Select, maskable
+from tombola.selection import Select, maskable, unwrapped
+from tombola.sharded import is_sharded, local, placed, total, whole
 from tombola.soft import SoftState
 from tombola.states import check_attachment, checked_outcome
 
+ALIKE = "give all ranks the same model, settings, seed and masks, and let them reduce gradients before each step"
 UNDECIDED = 4.0  # |β·s| below it: the soft mask is still between 0.018 and 0.982
 
 _live: weakref.WeakSet[Attachment] = weakref.WeakSet()
@@ -60,9 +63,14 @@ def attach(
         steps_per_epoch: optimiser steps of one epoch, for methods that change something once an epoch.
         seed: seed of every random choice of the method. Give all ranks of a distributed run the same.
 
+    Several ranks: attach after ``DistributedDataParallel(model)``, ``fully_shard(model)``, ``accelerator.prepare`` or
+    ``fabric.setup``, to what they return, on all ranks. They compare arguments, masks and weights, and at each move the
+    masks again; one that differs stops the run.
+
     Raises:
         ValueError, TypeError: something does not fit; the message names it and how to mend it. The model and the
             optimiser are then as they were.
+        RuntimeError: ranks differ. Nothing has changed then, either.
     """
     return Attachment(model, optimizer, method, steps=steps, select=select, steps_per_epoch=steps_per_epoch, seed=seed)
 
@@ -88,26 +96,33 @@ class Attachment:
         seed: int,
         state: Mapping[str, Any] | None = None,  # go on from it
     ) -> None:
+        optimizer = bare(optimizer)
         check_arguments(optimizer, method, steps, steps_per_epoch)
         self.method = method
         self.optimizer = optimizer
         self.steps = steps
         self.step = 0
+        self._ranks = Ranks(model)
         found = maskable(model, select)
+        self._model = weakref.ref(unwrapped(model))
         self.parameters: dict[str, Parameter] = dict(found)
         self._steps_per_epoch = steps_per_epoch
         self._seed = seed
         self._weights = sum(parameter.numel() for parameter in self.parameters.values())
+        check_sharding(found, method, sparse=found.sparse)
+        self._check_arguments_agree(found)
         self._callbacks: list[Callable[[Attachment], None]] = []
         self._skipped = self._inside_hard = False
+        self._unchecked = True  # since attaching or loading
         self._final_scores: dict[str, Tensor] = {}
         self._detached = False
         self._state: HardState | SoftState
         if found.sparse:
             generator = torch.Generator().manual_seed(seed)
-            begun, masks = begin_sparse(model, found, optimizer, method, generator)
+            begun, masks = begin_sparse(found, optimizer, method, generator, self._ranks)
             self.parameters = begun.found
             check_parameters(self.parameters, optimizer, _live, sparse=begun.layers)
+            self._check_beginnings_agree(masks)
             if begun.moves:
                 generator.manual_seed(moving_seed(seed))
             begun.prepare(self._moment())
@@ -116,6 +131,7 @@ class Attachment:
             check_parameters(self.parameters, optimizer, _live)
             method.temperature(self._moment())  # so that what is missing for it comes to light before anything changes
             generator = torch.Generator(next(iter(self.parameters.values())).device).manual_seed(seed)
+            self._check_beginnings_agree({})
             self._state = SoftState(self.parameters, optimizer, method, generator)
             begin = partial(self._state.write, self._moment())
         else:
@@ -123,6 +139,7 @@ class Attachment:
             held = method.start(self.parameters, generator=generator)
             self.parameters = {name: self.parameters[name] for name in held}
             check_parameters(self.parameters, optimizer, _live)
+            self._check_beginnings_agree(held)
             if isinstance(method, DynamicMethod):
                 generator.manual_seed(moving_seed(seed))
                 self._state = DynamicState(self.parameters, optimizer, method, generator)
@@ -131,6 +148,7 @@ class Attachment:
                 self._state = HardState(self.parameters, optimizer)
             begin = partial(self._state.hold, held)
         begin() if state is None else self.load_state_dict(state)
+        self._ranks.reshard()
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -138,14 +156,55 @@ class Attachment:
         _live.add(self)
 
     def __repr__(self) -> str:
-        method = type(self.method).__name__
-        return f"Attachment({method}, step {self.step} of {self.steps}, density {self.density:.4g})"
+        method, at = type(self.method).__name__, f"step {self.step} of {self.steps}"
+        if isinstance(self._state, SoftState) and self._sharded:  # ranks that print it alone must not wait for others
+            return f"Attachment({method}, {at})"
+        return f"Attachment({method}, {at}, density {self.density:.4g})"
+
+    # ---- several ranks
+
+    @property
+    def _sharded(self) -> bool:
+        return any(map(is_sharded, self.parameters.values()))
+
+    def _check_arguments_agree(self, found: Mapping[str, Parameter]) -> None:
+        if not self._ranks:
+            return
+        layers = [[name, list(parameter.shape), str(parameter.dtype)] for name, parameter in found.items()]
+        what = {"the model, in its masked parameters,": layers, "the method": describe(self.method)}
+        what |= {"the seed": self._seed, "steps": self.steps, "steps_per_epoch": self._steps_per_epoch}
+        self._ranks.agree(what, where="attach", mend=ALIKE)
+
+    def _check_beginnings_agree(self, masks: Mapping[str, Tensor]) -> None:
+        """``masks`` are those that it is about to hold."""
+        if not self._ranks:
+            return
+        what: dict[str, object] = {mask_of(name): local(mask) for name, mask in masks.items()}
+        parts = [mask_of(name) for name, mask in masks.items() if is_sharded(mask)]
+        for name, parameter in self.parameters.items():
+            what[f"the weight of {name!r}"] = local(parameter)
+            parts += [f"the weight of {name!r}"] if is_sharded(parameter) else []
+        self._ranks.agree(what, where="attach", mend=ALIKE, parts=parts)
+
+    def _check_agreement(self) -> None:
+        """Raise RuntimeError unless all ranks have the same masks or scores, random numbers and step."""
+        if not self._ranks:
+            return
+        what = {"the number of steps done": self.step, **self._state.marks()}
+        self._ranks.agree(what, where=f"step {self.step}", mend=ALIKE, parts=self._state.parts())
 
     # ---- what it is now
 
     @property
     def masks(self) -> Masks:
-        """The hard masks as they are now; for soft methods what their scores stand for, mostly score > 0."""
+        """The hard masks as they are now; for soft methods what their scores stand for, mostly score > 0.
+
+        Those of a sharded model are brought together, so all ranks must ask for them.
+        """
+        return Masks({name: whole(mask) for name, mask in self._masks().items()})
+
+    def _masks(self) -> Masks:
+        """The same, sharded like their parameters."""
         if isinstance(self._state, HardState):
             return self._state.masks
         return self._state.method.kept(self._state.scores, seed=self._seed)
@@ -154,13 +213,17 @@ class Attachment:
     def density(self) -> float:
         """Kept weights / masked weights, by the hard masks."""
         if isinstance(self._state, SoftState):
-            return self.masks.density
+            return self._masks().density
         counts = self._state.counts().values()
         return sum(kept for kept, _ in counts) / max(sum(size for _, size in counts), 1)
 
     @property
     def scores(self) -> dict[str, Tensor]:
-        """Parameter name -> score (a copy); empty for methods without scores. Kept after the mask has hardened."""
+        """Parameter name -> score (a copy); empty for methods without scores. Kept after the mask has hardened.
+
+        Scores are sharded like their weights: of a sharded model they are DTensors, which ``full_tensor()`` brings
+        together. So are :attr:`weights`.
+        """
         live = self._state.scores if isinstance(self._state, SoftState) else self._final_scores
         return {name: score.detach().clone() for name, score in live.items()}
 
@@ -183,11 +246,12 @@ class Attachment:
             raise ValueError("set_scores: there are no scores under a hard mask")
         check_same_layout(self._state.scores, scores)
         for name, score in scores.items():
-            if not bool((score < torch.inf).all()):
+            if not bool((local(score) < torch.inf).all()):
                 raise ValueError(f"set_scores: the scores of {name!r} hold NaN or infinity (−∞ alone is a score)")
         for name, score in self._state.scores.items():
-            score.copy_(scores[name])
+            local(score).copy_(local(placed(scores[name], score)))
         self._state.write(self._moment())
+        self._ranks.reshard()
 
     def penalty(self) -> float:
         """The method's penalty at this moment, for logging; its gradient is already taken care of. 0 if it has none."""
@@ -201,23 +265,24 @@ class Attachment:
         if isinstance(self._state, HardState):
             dead = [name for name, (kept, _) in self._state.counts().items() if kept == 0]
             return {"density": self.density, "undecided": 0.0, "temperature": None, "dead_layers": dead}
-        masks = self.masks
+        masks = self._masks()
         found = {"density": masks.density, "dead_layers": masks.dead()}
         beta = self._state.method.temperature(self._moment())
-        undecided = sum(int((score.abs() * beta < UNDECIDED).sum()) for score in self._state.scores.values())
+        undecided = sum(int(total(score.abs() * beta < UNDECIDED)) for score in self._state.scores.values())
         return found | {"undecided": undecided / self._weights, "temperature": beta}
 
     @contextmanager
     def hard(self) -> Iterator[None]:
         """Inside it the model is the ticket: weights under the hard masks. Nothing to do for hard methods.
 
-        An optimiser step inside it is an error.
+        An optimiser step inside it is an error. All ranks of a sharded model must enter it.
         """
         if isinstance(self._state, HardState) or self._inside_hard:
             yield
             return
         self._inside_hard = True
-        self._state.write_hard(self.masks)
+        self._state.write_hard(self._masks())
+        self._ranks.reshard()
         torch.clear_autocast_cache()  # inside an autocast block it holds low-precision copies of the soft weights
         try:
             yield
@@ -225,6 +290,7 @@ class Attachment:
             self._inside_hard = False
             if isinstance(self._state, SoftState):  # nobody detached meanwhile
                 self._state.write_effective()
+            self._ranks.reshard()
             torch.clear_autocast_cache()
 
     def on_step(self, callback: Callable[[Attachment], None]) -> None:
@@ -256,7 +322,13 @@ class Attachment:
             )
         if self._inside_hard:
             raise RuntimeError("optimizer.step() inside hard(): leave the `with run.hard():` block before training")
-        check_gradients(self.parameters, self.step, last=self.step + 1 == self.steps)
+        if self._unchecked:
+            self._unchecked = False
+            self._ranks.reshard()
+            if (model := self._model()) is not None:
+                check_membership(self.parameters, model)
+            self._check_agreement()
+        check_gradients(self.parameters, self.step, last=self.step + 1 == self.steps, ranks=self._ranks)
         if isinstance(self._state, (SoftState, DynamicState)):
             self._state.before_step(self._moment())
 
@@ -265,39 +337,52 @@ class Attachment:
             return
         before, self.step = self._moment(), self.step + 1
         if isinstance(self._state, DynamicState):
-            self._state.after_move_or_step(before)
+            if self._state.after_move_or_step(before):
+                self._check_agreement()
         elif isinstance(self._state, HardState):
             self._state.after_step()
         else:
             self._state.after_step(self._moment())
             if self._state.method.harden_step(self.steps) == self.step:
                 self._harden(self._state)
+                self._check_agreement()
         for callback in self._callbacks:
             callback(self)
 
     def _harden(self, soft: SoftState) -> None:
-        masks = self.masks
+        masks = self._masks()
         soft.write_hard(masks)
         self._final_scores = {name: score.clone() for name, score in soft.scores.items()}
         self._state = HardState(self.parameters, self.optimizer)
         self._state.hold(masks)
+        self._ranks.reshard()
 
     # ---- saving and leaving
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, full: bool = False) -> dict[str, Any]:
         """Tensors and plain data: with those of the model and the optimiser all that it takes to go on bit by bit.
 
         Where sparse layers have their connections is in the model's state; this one knows a digest of it.
+
+        Args:
+            full: of a sharded model, bring everything together; all ranks must ask for it. The outcome does not depend
+                on the number of ranks: any number of them, or one process, can go on from it. False: its tensors are
+                sharded like the parameters, as those of ``model.state_dict()``, for ``torch.distributed.checkpoint``.
         """
         state: dict[str, Any] = {"method": describe(self.method), "step": self.step, "steps": self.steps}
         if isinstance(self._state, SoftState):
-            return state | {"soft": self._state.state_dict()}
+            return state | {"soft": self._state.state_dict(full=full)}
         if isinstance(self._state, SparseState):
             return state | self._state.state_dict()
-        masks = {name: pack(mask) for name, mask in self._state.masks.items()}
-        shapes = {name: list(mask.shape) for name, mask in self._state.masks.items()}
-        state["hard"] = {"masks": masks, "shapes": shapes, "scores": self.scores}
-        return state | ({"dynamic": self._state.state_dict()} if isinstance(self._state, DynamicState) else {})
+        shapes = {name: list(parameter.shape) for name, parameter in self.parameters.items()}
+        masks, scores = dict(self._state.masks), self.scores
+        if full:
+            masks, scores = ({name: whole(entry) for name, entry in part.items()} for part in (masks, scores))
+        masks = {name: mask if is_sharded(mask) else pack(mask) for name, mask in masks.items()}
+        state["hard"] = {"masks": masks, "shapes": shapes, "scores": scores}
+        if isinstance(self._state, DynamicState):
+            state["dynamic"] = self._state.state_dict(full=full)
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`. Load the model's and the optimiser's state too, before or after; that of a
@@ -310,6 +395,13 @@ class Attachment:
         if self._detached:
             raise ValueError("this attachment is detached; call attach() again and load the state into the new one")
         step = check_attachment(state, self.method, self.steps)
+        self._unchecked = True
+        try:
+            self._load(state, step)
+        finally:
+            self._ranks.reshard()
+
+    def _load(self, state: Mapping[str, Any], step: int) -> None:
         if "soft" in state:
             if isinstance(self._state, HardState):
                 raise ValueError("the state is from before the mask hardened; load it into a fresh attachment")
@@ -335,7 +427,10 @@ class Attachment:
             self._state.prepare(self._moment())
 
     def detach(self) -> None:
-        """Leave a plain model with the weights of its ticket; hooks are gone. Calling it again changes nothing."""
+        """Leave a plain model with the weights of its ticket; hooks are gone. Calling it again changes nothing.
+
+        All ranks of a sharded model must call it.
+        """
         if not self._detached and isinstance(self._state, SoftState):
             self._harden(self._state)
         self._let_go()

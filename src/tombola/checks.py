@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from torch import nn
 from torch.nn import Parameter
 from torch.optim import LBFGS, Optimizer
 
 from tombola.methods.protocol import HardMethod, SoftMethod
+from tombola.sharded import is_sharded, local, rows, total
 
 if TYPE_CHECKING:
     from tombola.attach import Attachment
+    from tombola.ranks import Ranks
 
 
 def check_arguments(optimizer: Optimizer, method: object, steps: int, steps_per_epoch: int | None) -> None:
@@ -66,16 +69,58 @@ def check_parameters(
             raise ValueError(
                 f"attach: {name!r} is already attached ({taken[id(parameter)]!r}); call its detach() first"
             )
-        if not bool(parameter.isfinite().all()):
+        if int(total(~parameter.isfinite())):
             raise ValueError(f"attach: {name!r} holds NaN or infinite weights; load or initialise the model first")
+
+
+def check_sharding(parameters: Mapping[str, Parameter], method: object, *, sparse: Collection[str]) -> None:
+    """Raise ValueError for parameters that lie over the ranks in a way that is not supported."""
+    sharded = {name: parameter for name, parameter in parameters.items() if is_sharded(parameter)}
+    if sharded and not getattr(method, "shards", False):
+        raise ValueError(
+            f"attach: {type(method).__name__} cannot work on sharded parameters, such as {next(iter(sharded))!r}; use "
+            "DDP, or see tombola.methods.protocol.HardMethod for what it takes"
+        )
+    if sharded and sparse:
+        raise ValueError(f"attach: {next(iter(sharded))!r} is sharded, which does not go with sparse layers; use DDP")
+    meshes = {name: parameter.device_mesh for name, parameter in sharded.items()}
+    for name, parameter in sharded.items():
+        try:
+            begin, end = rows(parameter)
+        except ValueError as error:
+            raise ValueError(f"attach: {name!r} cannot be masked: {error}; leave it out with select=…") from None
+        if local(parameter).shape != (end - begin, *parameter.shape[1:]):
+            raise ValueError(
+                f"attach: this rank has {tuple(local(parameter).shape)} of {name!r}, not the rows {begin} to {end} "
+                "that are its share; shard with fully_shard"
+            )
+        first = next(iter(meshes))
+        if meshes[name] != meshes[first]:
+            raise ValueError(
+                f"attach: {first!r} and {name!r} are sharded over different ranks, {meshes[first]} and {meshes[name]}; "
+                "shard all masked parameters alike, or attach to each part of the model with select=…"
+            )
+
+
+def check_membership(parameters: Mapping[str, Parameter], model: nn.Module) -> None:
+    """Raise RuntimeError for a parameter that the model does not have any more."""
+    there = {id(parameter) for parameter in model.parameters()}
+    for name, parameter in parameters.items():
+        if id(parameter) not in there:
+            raise RuntimeError(
+                f"{name!r} is no longer the model's parameter that attach() was given: it was replaced, sharded or "
+                "moved since. Call attach() after fully_shard(), accelerator.prepare() or fabric.setup(), with what "
+                "they return"
+            )
 
 
 def _taken(live: Iterable[Attachment]) -> dict[int, Attachment]:
     return {id(parameter): run for run in live for parameter in run.parameters.values()}
 
 
-def check_gradients(parameters: Mapping[str, Parameter], step: int, *, last: bool) -> None:
-    """Raise TypeError for a sparse gradient, FloatingPointError for one that is not finite."""
+def check_gradients(parameters: Mapping[str, Parameter], step: int, *, last: bool, ranks: Ranks) -> None:
+    """Raise TypeError for a sparse gradient, FloatingPointError for one that is not finite, on whichever rank."""
+    broken, exchange = "", False
     for name, parameter in parameters.items():
         grad = parameter.grad
         if grad is None:
@@ -84,9 +129,15 @@ def check_gradients(parameters: Mapping[str, Parameter], step: int, *, last: boo
             raise TypeError(f"{name!r} has a sparse gradient, which a masked parameter cannot have; set sparse=False")
         # reading a value off an accelerator waits for it: there, look now and then and at the end
         if grad.is_cpu or step % 100 == 0 or last:
-            total = float(grad.sum())
-            if not math.isfinite(total) and not bool(grad.isfinite().all()):
-                raise FloatingPointError(
-                    f"the gradient of {name!r} is not finite at step {step}, so the loss went to NaN or infinity; "
-                    "nothing was changed. Lower the learning rate, clip gradients or use a GradScaler"
-                )
+            exchange = exchange or is_sharded(grad)
+            total = float(local(grad).sum())
+            if not math.isfinite(total) and not bool(local(grad).isfinite().all()):
+                broken = broken or f"the gradient of {name!r}"
+    # a rank that stopped alone would leave the others waiting for it
+    if exchange and ranks.any(bool(broken)):
+        broken = broken or "a gradient on another rank"
+    if broken:
+        raise FloatingPointError(
+            f"{broken} is not finite at step {step}, so the loss went to NaN or infinity; nothing was changed. Lower "
+            "the learning rate, clip gradients or use a GradScaler"
+        )

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from tombola.hard import HardState
 from tombola.methods.protocol import DynamicMethod, Moment, Plan
 from tombola.scaling import undo_loss_scale
+from tombola.sharded import placed, whole
 from tombola.states import check_generator, check_keys, check_tensors
 
 
@@ -62,8 +63,9 @@ class DynamicState(HardState):
             self.mask_gradients()
 
     @torch.no_grad()
-    def after_move_or_step(self, moment: Moment) -> None:
-        """``moment`` is that before the step."""
+    def after_move_or_step(self, moment: Moment) -> bool:
+        """Whether masks have moved. ``moment`` is that before the step."""
+        plan = self._plan
         for parameter, gradient in self._set_aside:
             parameter.grad = gradient
         self._set_aside = []
@@ -72,6 +74,11 @@ class DynamicState(HardState):
         if self._plan.after:
             self._move(moment)
         self.prepare(moment.later(1))
+        return plan.instead or plan.after
+
+    def marks(self) -> dict[str, object]:
+        """See :class:`HardState`."""
+        return super().marks() | {"the state of the random generator": self.generator.get_state()}
 
     def _check_frozen(self) -> None:
         for name, parameter in self.parameters.items():
@@ -84,9 +91,9 @@ class DynamicState(HardState):
     def _move(self, moment: Moment) -> None:
         self.hold(self.method.move(self.parameters, self.masks, self.memory, moment, generator=self.generator))
 
-    def state_dict(self) -> dict[str, Any]:
-        """What it takes to go on, besides the masks."""
-        memory = {name: tensor.clone() for name, tensor in self.memory.items()}
+    def state_dict(self, *, full: bool = False) -> dict[str, Any]:
+        """What it takes to go on, besides the masks; with ``full`` nothing is sharded."""
+        memory = {name: (whole(tensor) if full else tensor).clone() for name, tensor in self.memory.items()}
         return {"memory": memory, "generator": self.generator.get_state()}
 
     def check(self, state: object) -> None:
@@ -99,7 +106,7 @@ class DynamicState(HardState):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""
-        self.memory = {n: tensor.to(self.parameters[n].device, copy=True) for n, tensor in state["memory"].items()}
+        self.memory = {n: placed(tensor, self.parameters[n]).clone() for n, tensor in state["memory"].items()}
         self.generator.set_state(state["generator"].cpu())
 
 

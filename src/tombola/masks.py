@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tombola import sharded
+
 
 class Masks(Mapping[str, Tensor]):
     """Parameter name -> bool tensor of the parameter's shape, True where the weight is kept.
@@ -56,7 +58,7 @@ class Masks(Mapping[str, Tensor]):
 
     def counts(self) -> dict[str, int]:
         """Kept weights of each layer."""
-        return {name: int(mask.sum()) for name, mask in self.items()}
+        return {name: int(sharded.total(mask)) for name, mask in self.items()}
 
     def sizes(self) -> dict[str, int]:
         """All weights of each layer, kept or not."""
@@ -159,6 +161,8 @@ def largest(values: Tensor, keep: int, *, generator: torch.Generator | None = No
 
     With a (CPU) ``generator`` it draws among equal ones.
     """
+    if sharded.is_sharded(values):
+        return sharded.largest([values], keep, generator)[0]
     if not 0 <= keep <= values.numel():
         raise ValueError(f"cannot keep {keep} of {values.numel()} weights")
     flat = values.detach().flatten()
@@ -171,3 +175,14 @@ def largest(values: Tensor, keep: int, *, generator: torch.Generator | None = No
         level = level[permutation(level, generator)]
     chosen[level[: keep - int(chosen.sum())]] = True
     return chosen.view(values.shape)
+
+
+def largest_of(
+    tensors: Mapping[str, Tensor], keep: int, *, generator: torch.Generator | None = None
+) -> dict[str, Tensor]:
+    """:func:`largest` of all tensors together, one behind the other."""
+    if any(map(sharded.is_sharded, tensors.values())):
+        return dict(zip(tensors, sharded.largest(list(tensors.values()), keep, generator), strict=True))
+    flat = torch.cat([tensor.flatten() for tensor in tensors.values()])
+    chosen = largest(flat, keep, generator=generator).split([tensor.numel() for tensor in tensors.values()])
+    return {name: mine.view(tensors[name].shape) for name, mine in zip(tensors, chosen, strict=True)}

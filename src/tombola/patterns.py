@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tombola.masks import largest
+from tombola.sharded import is_sharded, placed, whole
 
 
 @runtime_checkable
@@ -184,6 +185,8 @@ def choose(scores: Tensor, keep: int, pattern: Pattern | None, generator: torch.
     """
     if pattern is None:
         return largest(scores, keep, generator=generator)
+    if is_sharded(scores):  # a group may lie over several ranks
+        return placed(choose(whole(scores), keep, pattern, generator), scores)
     groups, _, weights = pattern.units(scores.shape)
     needed = torch.full((groups,), keep // (groups * weights), device=scores.device)
     return complete(torch.zeros_like(scores, dtype=torch.bool), scores, needed, pattern, generator)

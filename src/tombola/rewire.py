@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from tombola.dynamic import DynamicState
 from tombola.masks import Masks, largest, pack
 from tombola.methods.protocol import Connections, DynamicMethod, HardMethod, Moment, Plan, RewiringMethod, SparseMethod
+from tombola.ranks import Ranks
 from tombola.selection import Maskable
 from tombola.sparse.growth import Piece
 from tombola.sparse.layer import SparseLayer
@@ -36,17 +37,17 @@ class SparseState(DynamicState):
         optimizer: Optimizer,
         method: HardMethod,
         generator: torch.Generator,
-        group: Any,
+        ranks: Ranks,
     ) -> None:
         dense = {name: parameter for name, parameter in found.items() if name not in layers}
         super().__init__(dense, optimizer, method, generator)  # type: ignore[arg-type]
         self.layers = layers
         self.found = dict(found)
-        self._group = group
+        self._group = ranks.replicated
         self.moves = isinstance(method, DynamicMethod)
         self._recorders = {name: Recorder(name, layer) for name, layer in layers.items()} if self.moves else {}
         self._pieces: dict[str, list[Piece]] = {}  # from before the step to the move
-        self._warned = group is not None or not several_ranks()
+        self._warned = self._group is not None or not several_ranks()
 
     @property
     def masks(self) -> Masks:
@@ -62,6 +63,11 @@ class SparseState(DynamicState):
         dense = {name: (int(mask.sum()), mask.numel()) for name, mask in self._dense_masks().items()}
         sparse = {name: (layer.values.numel(), layer.geometry.weights) for name, layer in self.layers.items()}
         return {name: (sparse | dense)[name] for name in self.found}
+
+    def marks(self) -> dict[str, object]:
+        """See :class:`HardState`."""
+        layers = {f"where the sparse layer {name!r} has connections": digest(ly) for name, ly in self.layers.items()}
+        return super().marks() | layers
 
     def prepare(self, moment: Moment) -> None:
         """Get ready for the backward passes that follow ``moment``."""
@@ -128,7 +134,7 @@ class SparseState(DynamicState):
 
     # ---- saving
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, full: bool = False) -> dict[str, Any]:
         """What it takes to go on, besides the model's and the optimiser's state."""
         masks = self._dense_masks()
         hard = {
@@ -202,11 +208,11 @@ class _Masked:
 
 
 def begin_sparse(
-    model: nn.Module,
     found: Maskable,
     optimizer: Optimizer,
     method: object,
     generator: torch.Generator,
+    ranks: Ranks,
 ) -> tuple[SparseState, dict[str, Tensor]]:
     """The state of a method on a model with sparse layers, and the masks of the dense parameters to begin with.
 
@@ -222,8 +228,7 @@ def begin_sparse(
             f"({', '.join(found.sparse)}) never hold; use RigL, SET, GraNet, Static or Fixed, or make them dense with "
             "layer.to_dense()"
         )
-    group = _group(model)
-    if group is not None and isinstance(method, RewiringMethod) and method.prunes:
+    if ranks.replicated is not None and isinstance(method, RewiringMethod) and method.prunes:
         raise ValueError(
             f"attach: {name} makes sparse layers smaller, which DistributedDataParallel cannot follow; use RigL or SET"
         )
@@ -236,7 +241,7 @@ def begin_sparse(
     begun = method.start_sparse(dense, found.sparse, generator=generator)
     layers = {n: layer for n, layer in found.sparse.items() if n in begun}
     kept = {n: parameter for n, parameter in found.items() if n in begun}
-    state = SparseState(kept, layers, optimizer, method, generator, group)
+    state = SparseState(kept, layers, optimizer, method, generator, ranks)
     return state, {n: mask for n, mask in begun.items() if mask is not None}
 
 
@@ -267,16 +272,3 @@ def several_ranks() -> bool:
     """Whether this process is one of several that torch.distributed connects."""
     distributed = torch.distributed
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-
-
-def _group(model: nn.Module) -> Any:
-    """The process group of a data-parallel model with more than one rank, inside whatever wrappers."""
-    while isinstance(model, nn.Module):
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            group = model.process_group
-            return group if torch.distributed.get_world_size(group) > 1 else None
-        inner = getattr(model, "_orig_mod", None)
-        if not isinstance(inner, nn.Module):
-            return None
-        model = inner
-    return None

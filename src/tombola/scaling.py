@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.optim import Optimizer
 
+from tombola.sharded import local
+
 
 @torch.no_grad()
 def undo_loss_scale(optimizer: Optimizer) -> None:
@@ -15,5 +17,6 @@ def undo_loss_scale(optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is not None:
-                parameter.grad.div_(scale.to(parameter.grad.device))
+                gradient = local(parameter.grad)
+                gradient.div_(local(scale).to(gradient.device))
     optimizer.grad_scale = None  # type: ignore[attr-defined]

@@ -16,6 +16,7 @@ from tombola.masks import Masks, pack
 from tombola.methods.fixed import Fixed
 from tombola.methods.protocol import PruningMethod, RoundMethod, SearchMethod
 from tombola.selection import Select, maskable, unwrapped
+from tombola.sharded import is_sharded
 from tombola.states import check_count, check_keys, check_plain, check_tensors, checked_masks
 from tombola.ticket import Ticket, model_tensors
 
@@ -87,6 +88,11 @@ class TicketSearch:
             raise ValueError(
                 f"TicketSearch: {next(iter(parameters.sparse))!r} is a sparse layer, but a search needs all weights; "
                 "begin with the dense model, and make the ticket sparse afterwards"
+            )
+        if sharded := [name for name, parameter in parameters.items() if is_sharded(parameter)]:
+            raise ValueError(
+                f"TicketSearch: {sharded[0]!r} is sharded, but a search keeps whole copies of the model; search with "
+                "DDP or on one device, and train the ticket sharded: attach(model, optimizer, Fixed(ticket.masks), …)"
             )
         self._steps_before = 0  # of rounds that are over
         self._index = 1

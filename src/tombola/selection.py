@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeAlias
 
 from torch import nn
@@ -18,23 +18,34 @@ _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The user's own module inside ``torch.compile``, DataParallel and DistributedDataParallel.
-
-    Its parameter names are the plain ones, so masks and tickets fit with and without a wrapper.
+def wrappers(model: nn.Module) -> Iterator[nn.Module]:
+    """``model``, and what is inside of ``torch.compile``, DataParallel, DistributedDataParallel and Lightning Fabric,
+    down to the user's own module.
 
     Raises:
         TypeError: it is no module at all.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
+    inner: object = model
+    while isinstance(inner, nn.Module):
+        yield inner
+        if isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = inner.module
         else:
-            return model
+            compiled = getattr(inner, "_orig_mod", None)
+            inner = getattr(inner, "_forward_module", None) if compiled is None else compiled
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The user's own module, inside whatever wrappers.
+
+    Its parameter names are the plain ones, so masks and tickets fit with and without a wrapper.
+
+    Raises:
+        TypeError: it is no module at all.
+    """
+    return list(wrappers(model))[-1]
 
 
 class Maskable(dict[str, Parameter]):

@@ -17,7 +17,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from tombola.masks import Masks
 from tombola.methods.protocol import Moment, SoftMethod
 from tombola.scaling import undo_loss_scale
-from tombola.states import check_generator, check_keys, check_optimizer, check_tensors
+from tombola.sharded import is_sharded, like, local, part_of, placed, rows, whole
+from tombola.states import HOW, check_generator, check_keys, check_optimizer, check_tensors
 
 # what a score's parameter group does not take over from its weight's
 _OWN = {"params", "weight_decay", "fused", "foreach"}
@@ -27,7 +28,10 @@ FUSED = (SGD, Adam, AdamW)
 
 @dataclass(eq=False)
 class Slot:
-    """One masked parameter: the raw weight w, its score s, and the multiplier m that the effective weight has now."""
+    """One masked parameter: the raw weight w, its score s, and the multiplier m that the effective weight has now.
+
+    Weight and score of a sharded parameter are sharded like it; of m there is this rank's part.
+    """
 
     name: str
     parameter: Parameter
@@ -50,8 +54,8 @@ class SoftState:
         self._drawn_from = generator.get_state()
         # working memory for one layer at a time: allocating it anew in each step costs more than the arithmetic
         self._scratch: dict[tuple[torch.dtype, torch.device], Tensor] = {}
-        for score in sorted((slot.score for slot in self.slots), key=torch.numel):
-            self._scratch[score.dtype, score.device] = torch.empty_like(score, requires_grad=False).flatten()
+        for score in sorted((slot.score for slot in self.slots), key=lambda score: local(score).numel()):
+            self._scratch[score.dtype, score.device] = torch.empty_like(local(score), requires_grad=False).flatten()
 
     @property
     def scores(self) -> dict[str, Tensor]:
@@ -68,15 +72,14 @@ class SoftState:
         """Gradients of the effective weights become those of w and s; the parameters hold w for the optimiser."""
         undo_loss_scale(self.optimizer)
         for slot in self.slots:
-            grad = slot.parameter.grad
-            towards = torch.zeros_like(slot.weight) if grad is None else grad
-            scratch = self._scratch[slot.score.dtype, slot.score.device][: slot.score.numel()]
-            scratch = scratch.as_strided(slot.score.shape, slot.score.stride())
-            slot.score.grad = self.method.pull_back(
-                towards, slot.weight, slot.score, slot.mask, moment, scratch=scratch
-            )
+            grad, weight, score = slot.parameter.grad, local(slot.weight), local(slot.score)
+            towards = torch.zeros_like(weight) if grad is None else local(grad)
+            scratch = self._scratch[score.dtype, score.device][: score.numel()]
+            scratch = scratch.as_strided(score.shape, score.stride())
+            pulled = self.method.pull_back(towards, weight, score, slot.mask, moment, scratch=scratch)
+            slot.score.grad = like(pulled, slot.score)
             if self.method.train_weights:
-                slot.parameter.copy_(slot.weight)
+                local(slot.parameter).copy_(weight)
             else:
                 slot.parameter.grad = None  # every optimiser passes over a parameter without gradient
         # by position: load_state_dict() gives an optimiser new group dictionaries
@@ -95,7 +98,7 @@ class SoftState:
         """Take the updated w, step the scores, and write the new effective weights."""
         if self.method.train_weights:
             for slot in self.slots:
-                slot.weight.copy_(slot.parameter)
+                local(slot.weight).copy_(local(slot.parameter))
         self.score_optimizer.step()
         self.method.adjust(self.scores, moment)
         self.write(moment)
@@ -105,28 +108,51 @@ class SoftState:
         """Draw or compute the masks of ``moment`` and write the effective weights into the parameters."""
         self._drawn_from = self.generator.get_state()
         for slot in self.slots:
-            self.method.mask(slot.score, moment, generator=self.generator, out=slot.mask)
+            if is_sharded(slot.score) and self.method.draws:
+                self._draw(slot, moment)
+            else:
+                self.method.mask(local(slot.score), moment, generator=self.generator, out=slot.mask)
         self.write_effective()
+
+    def _draw(self, slot: Slot, moment: Moment) -> None:
+        """Draw the masks of all ranks, as one process would, and keep this one's. Takes a whole layer's memory."""
+        assert is_sharded(slot.score)
+        everything = torch.zeros(slot.score.shape, dtype=slot.mask.dtype, device=slot.mask.device)
+        begin, end = rows(slot.score)
+        everything[begin:end] = local(slot.score)
+        drawn = self.method.mask(everything, moment, generator=self.generator, out=torch.empty_like(everything))
+        slot.mask.copy_(drawn[begin:end])
 
     @torch.no_grad()
     def write_effective(self) -> None:
         """Write the effective weights w·m into the parameters."""
         for slot in self.slots:
-            torch.mul(slot.weight, slot.mask, out=slot.parameter)
+            torch.mul(local(slot.weight), slot.mask, out=local(slot.parameter))
 
     @torch.no_grad()
     def write_hard(self, masks: Masks) -> None:
         """Write the surviving weights, at the scale they have once the mask is hard, into the parameters."""
         for slot in self.slots:
-            torch.mul(slot.weight, self.method.surviving_scale(), out=slot.parameter)
-            slot.parameter.masked_fill_(~masks[slot.name], 0)
+            parameter = local(slot.parameter)
+            torch.mul(local(slot.weight), self.method.surviving_scale(), out=parameter)
+            parameter.masked_fill_(~local(masks[slot.name]), 0)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on, as tensors and plain data."""
+    def marks(self) -> dict[str, object]:
+        """What all ranks must have alike, by what it is called."""
+        marks: dict[str, object] = {score_of(name): local(score) for name, score in self.scores.items()}
+        return marks | {"the state of the random generator": self.generator.get_state().cpu()}
+
+    def parts(self) -> list[str]:
+        """Those of the :meth:`marks` that are about a part that this rank has."""
+        return [score_of(name) for name, score in self.scores.items() if is_sharded(score)]
+
+    def state_dict(self, *, full: bool = False) -> dict[str, Any]:
+        """Everything needed to go on, as tensors and plain data; with ``full`` nothing is sharded."""
+        gathered = _whole if full else copy.deepcopy  # both copy, as the state refers to the live tensors
         return {
-            "weights": {name: weight.clone() for name, weight in self.weights.items()},
-            "scores": {name: score.clone() for name, score in self.scores.items()},
-            "score_optimizer": copy.deepcopy(self.score_optimizer.state_dict()),  # it refers to the live tensors
+            "weights": gathered(self.weights),
+            "scores": gathered(self.scores),
+            "score_optimizer": gathered(self.score_optimizer.state_dict()),
             "generator": self._drawn_from,
         }
 
@@ -142,11 +168,18 @@ class SoftState:
     def load_state_dict(self, state: Mapping[str, Any], moment: Moment) -> None:
         """The inverse of :meth:`state_dict`; also writes the effective weights of ``moment``."""
         for slot in self.slots:
-            slot.weight.copy_(state["weights"][slot.name])
-            slot.score.copy_(state["scores"][slot.name])
+            local(slot.weight).copy_(part_of(state["weights"][slot.name], slot.weight))
+            local(slot.score).copy_(part_of(state["scores"][slot.name], slot.score))
         saved = copy.deepcopy(state["score_optimizer"])  # it would keep the tensors
+        scores = [score for group in self.score_optimizer.param_groups for score in group["params"]]
+        indices = [index for group in saved["param_groups"] for index in group["params"]]
+        for index, score in zip(indices, scores, strict=True):
+            for key, entry in saved["state"].get(index, {}).items():
+                if isinstance(entry, Tensor) and entry.shape == score.shape:
+                    saved["state"][index][key] = placed(entry, score)
         for group, mine in zip(saved["param_groups"], self.score_optimizer.param_groups, strict=True):
-            group.update({key: value for key, value in mine.items() if key not in group})  # of a newer torch
+            own = {key: value for key, value in mine.items() if key not in group or key in HOW}  # of a newer torch
+            group.update(own)
         self.score_optimizer.load_state_dict(saved)
         self.generator.set_state(state["generator"].cpu())
         self.write(moment)
@@ -155,7 +188,21 @@ class SoftState:
 def _slot(name: str, parameter: Parameter, method: SoftMethod) -> Slot:
     weight = parameter.detach().clone(memory_format=torch.preserve_format)
     score = Parameter(method.scores(weight))
-    return Slot(name, parameter, weight, score, torch.empty_like(score, requires_grad=False))
+    return Slot(name, parameter, weight, score, torch.empty_like(local(score), requires_grad=False))
+
+
+def score_of(name: str) -> str:
+    """What the score of this parameter is called in messages."""
+    return f"the score of {name!r}"
+
+
+def _whole(state: Any) -> Any:
+    """A copy of a nested state in which nothing is sharded."""
+    if isinstance(state, Tensor):
+        return whole(state).detach().clone()
+    if isinstance(state, Mapping):
+        return {key: _whole(entry) for key, entry in state.items()}
+    return [_whole(entry) for entry in state] if isinstance(state, list) else copy.deepcopy(state)
 
 
 def _score_optimizer(slots: list[Slot], optimizer: Optimizer, method: SoftMethod) -> tuple[Optimizer, list[int]]:
@@ -178,6 +225,8 @@ def _score_optimizer(slots: list[Slot], optimizer: Optimizer, method: SoftMethod
     accepted = inspect.signature(type(optimizer).__init__).parameters
     defaults = {key: value for key, value in optimizer.defaults.items() if key in accepted and key not in _OWN}
     fusible = isinstance(optimizer, FUSED) and {slot.score.device.type for slot in slots} <= {"cpu", "cuda"}
+    # DTensor knows no fused SGD
+    fusible = fusible and not (isinstance(optimizer, SGD) and any(is_sharded(slot.score) for slot in slots))
     if fusible and "fused" in accepted and not defaults.get("differentiable"):
         defaults["fused"] = True
     groups = [

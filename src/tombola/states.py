@@ -15,6 +15,9 @@ from torch.optim import Adafactor, Optimizer
 from tombola.describe import describe
 from tombola.masks import Masks, unpack
 from tombola.methods.protocol import HardMethod, SoftMethod, is_number
+from tombola.sharded import is_sharded, local, placed
+
+HOW = ("fused", "foreach")  # settings of an optimiser that do not matter to what it computes
 
 
 def check_attachment(state: Mapping[str, Any], method: HardMethod | SoftMethod, steps: int) -> int:
@@ -49,7 +52,7 @@ def checked_outcome(
     check_tensors(
         "scores", hard["scores"], {n: method.scores(p.detach()) for n, p in parameters.items()}, infinite=True
     )
-    return masks, {name: score.to(parameters[name].device) for name, score in hard["scores"].items()}
+    return masks, {name: placed(score, parameters[name]) for name, score in hard["scores"].items()}
 
 
 def check_keys(state: object, keys: Iterable[str], what: str) -> None:
@@ -68,6 +71,18 @@ def check_count(name: str, value: object, *, least: int, most: int | None = None
         raise ValueError(f"the saved {name} must be a whole number {span}, not {describe(value)!r}")
 
 
+def _whole_mask(saved: object, mine: Tensor) -> bool:
+    return isinstance(saved, Tensor) and saved.dtype is torch.bool and saved.shape == mine.shape
+
+
+def _shard(part: str, name: str, saved: Tensor, mine: Tensor) -> Tensor:
+    """``saved`` as a tensor that lies over the ranks as ``mine`` does."""
+    try:
+        return placed(saved, mine)
+    except ValueError as error:
+        raise ValueError(f"the saved {part!r} do not fit at {name!r}: {error}") from None
+
+
 def check_tensors(part: str, saved: object, mine: Mapping[str, Tensor], *, infinite: bool = False) -> None:
     """Raise ValueError unless ``saved`` has the names, shapes and types of ``mine`` and holds finite values.
 
@@ -82,6 +97,7 @@ def check_tensors(part: str, saved: object, mine: Mapping[str, Tensor], *, infin
         tensor = saved[name]
         if (found := _kind(tensor)) != (wanted := _kind(mine[name])):
             raise ValueError(f"the saved {part!r} are of another model: {name!r} is {found}, here {wanted}")
+        tensor = local(_shard(part, name, tensor, mine[name]))
         if not (bool((tensor < torch.inf).all()) if infinite else finite(tensor)):
             raise ValueError(f"the saved {part!r} hold NaN or infinite values at {name!r}; go on from an earlier state")
 
@@ -118,6 +134,11 @@ def checked_masks(packed: object, mine: Mapping[str, Tensor], shapes: object = N
             raise ValueError(
                 f"the saved mask of {name!r} is of another model: its shape is {saved}, here {tuple(shape)}"
             )
+        if is_sharded(bits) and (bits.dtype, bits.shape) != (torch.bool, mine[name].shape):
+            raise ValueError(f"the saved mask of {name!r} is {_kind(bits)}, not a mask of shape {tuple(shape)}")
+        if is_sharded(bits) or _whole_mask(bits, mine[name]):  # of a sharded model
+            masks[name] = _shard("masks", name, bits, mine[name])
+            continue
         if not isinstance(bits, Tensor):
             raise ValueError(f"the saved mask of {name!r} is {type(bits).__name__}, not a tensor of packed bits")
         try:
@@ -141,7 +162,7 @@ def check_optimizer(part: str, saved: Any, optimizer: Optimizer) -> None:
     if theirs != mine or not all(type(index) is int for index in indices) or len({*indices}) != sum(mine):
         raise ValueError(f"the saved {part!r} has groups of {theirs} parameters, here they are of {mine}")
     for group, here in zip(groups, optimizer.param_groups, strict=True):
-        for key in group.keys() & here.keys() - {"params"}:
+        for key in group.keys() & here.keys() - {"params", *HOW}:
             saved_as, is_here = describe(group[key]), describe(here[key])
             if not _alike(saved_as, is_here):
                 raise ValueError(f"the saved {part!r} has {key}={saved_as!r}, here it is {is_here!r}")
@@ -171,7 +192,9 @@ def _check_entry(part: str, key: str, value: Tensor, parameter: Tensor, optimize
     if strict and value.ndim and (value.shape != parameter.shape or value.layout is not parameter.layout):
         shapes = f"{tuple(value.shape)}, its parameter {tuple(parameter.shape)}"
         raise ValueError(f"the saved {part!r} is of another model: {key!r} has shape {shapes}")
-    if value.layout is torch.strided and not finite(value):
+    if is_sharded(value):
+        _shard(part, key, value, parameter)
+    if value.layout is torch.strided and not finite(local(value)):
         raise ValueError(f"the saved {part!r} holds NaN or infinite values in {key!r}; go on from an earlier state")
 
 

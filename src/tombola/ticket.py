@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tombola.files import write_atomically
 from tombola.masks import Masks, pack, permutation, unpack
 from tombola.selection import unwrapped
+from tombola.sharded import local, part_of
 from tombola.states import check_plain, finite
 
 FORMAT = "tombola-ticket-1"
@@ -94,7 +95,7 @@ class Ticket:
         elif not any(name in fits for name in self.masks):
             raise ValueError(f"ticket: no masked parameter fits this model; the ticket has {', '.join(self.masks)}")
         for name in fits:
-            own[name].copy_(self.start[name])
+            local(own[name]).copy_(part_of(self.start[name], own[name]))
         return Masks({name: mask.to(own[name].device) for name, mask in self.masks.items() if name in fits})
 
     def _check_strict(self, own: Mapping[str, Tensor], model: str) -> None:

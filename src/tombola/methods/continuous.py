@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from torch import Tensor
 from tombola.masks import Masks
 from tombola.methods.density import steer
 from tombola.methods.protocol import Moment, ScoreOptimizer, is_number
+from tombola.sharded import total
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,9 @@ class ContinuousSparsification:
     Raises:
         ValueError: a value outside its range.
     """
+
+    draws: ClassVar[bool] = False
+    shards: ClassVar[bool] = True
 
     initial_score: float = 0.0
     penalty: float = 1e-8
@@ -132,8 +136,8 @@ class ContinuousSparsification:
     def penalty_of(self, scores: Mapping[str, Tensor], moment: Moment) -> float:
         """λ·Σm, or λ·mean(m)."""
         beta = self.temperature(moment)
-        total = sum(float(torch.sigmoid(score * beta).sum()) for score in scores.values())
-        return self._price(moment) * self.surviving_scale() * total
+        everything = sum(float(total(torch.sigmoid(score * beta))) for score in scores.values())
+        return self._price(moment) * self.surviving_scale() * everything
 
     def _price(self, moment: Moment) -> float:
         return self.penalty if self.penalty_on == "sum" else self.penalty / moment.weights

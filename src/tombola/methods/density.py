@@ -25,9 +25,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from tombola.masks import largest
+from tombola.masks import largest, largest_of
 from tombola.methods.protocol import Moment
 from tombola.schedules import cubic
+from tombola.sharded import every, greatest, like, local
 
 TIMES = 200  # steerings of a run, at least, if it has as many steps
 SAMPLE = 2**16  # scores that a quantile is taken of, at least, if there are as many; at d = 0.02 it errs by 3 % of d
@@ -63,8 +64,9 @@ def _hold(layers: Sequence[Tensor], low: float, high: float, *, phase: int) -> N
     # at most one of the two is not 0, as the first is never above the second
     shift = _quantile(sample, high).clamp_min(0) + _quantile(sample, low).clamp_max(0)
     for layer in layers:
-        layer.sub_(shift.to(layer))
-        layer.sub_(layer.amax().clamp_max(0))  # a layer all of whose weights are off has no gradient to come back by
+        part = local(layer)
+        part.sub_(shift.to(part))
+        part.sub_(greatest(layer).clamp_max(0))  # a layer all of whose weights are off has no gradient to come back by
 
 
 def _sample(layers: Sequence[Tensor], phase: int) -> Tensor:
@@ -72,8 +74,7 @@ def _sample(layers: Sequence[Tensor], phase: int) -> Tensor:
     stride = max(1, sum(layer.numel() for layer in layers) // SAMPLE)
     begin, parts = phase % stride, []
     for layer in layers:
-        flat = layer.as_strided((layer.numel(),), (1,))
-        parts.append(flat[begin::stride].to(layers[0].device))
+        parts.append(every(layer, stride, begin=begin).to(layers[0].device))
         begin = (begin - layer.numel()) % stride
     return torch.cat(parts)
 
@@ -86,16 +87,17 @@ def _quantile(sample: Tensor, share: float) -> Tensor:
 
 def _settle(layers: Sequence[Tensor], keep: int) -> None:
     """Shift all scores so that the ``keep`` largest are positive, and push those that still are not, or still are."""
-    device, sizes = layers[0].device, [layer.numel() for layer in layers]
-    flat = torch.cat([layer.flatten().to(device) for layer in layers])
-    ranked = flat.clone()
-    if keep >= len(layers):
-        for layer in ranked.split(sizes):
-            layer[layer.argmax()] = math.inf
-    chosen = largest(ranked, keep)
-    level = flat[~chosen].amax() if keep < flat.numel() else flat.amin().clamp_max(0)
-    for layer, mine in zip(layers, chosen.split(sizes), strict=True):
-        layer.sub_(level.to(layer))
-        kept = mine.view(layer.shape).to(layer.device)
-        smallest = torch.finfo(layer.dtype).tiny
-        layer.copy_(torch.where(kept, layer.clamp_min(smallest), layer.clamp_max(0)))
+    device, best = layers[0].device, keep >= len(layers)
+    ranked = {str(i): s.masked_fill(largest(s, 1), math.inf) if best else s for i, s in enumerate(layers)}
+    chosen = largest_of({name: score.to(device) for name, score in ranked.items()}, keep)
+    kept = [local(mine).to(layer.device) for mine, layer in zip(chosen.values(), layers, strict=True)]
+    if keep < sum(layer.numel() for layer in layers):
+        others = [layer.masked_fill(like(mine, layer), -math.inf) for layer, mine in zip(layers, kept, strict=True)]
+        level = torch.stack([greatest(score).to(device) for score in others]).amax()
+    else:
+        level = torch.stack([-greatest(-layer).to(device) for layer in layers]).amin().clamp_max(0)
+    for layer, mine in zip(layers, kept, strict=True):
+        part = local(layer)
+        part.sub_(level.to(part))
+        smallest = torch.finfo(part.dtype).tiny
+        part.copy_(torch.where(mine, part.clamp_min(smallest), part.clamp_max(0)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from tombola.methods.protocol import Sparse
 @dataclass(frozen=True)
 class Fixed:
     """Masks that never change. Layers of the model that they do not name stay dense."""
+
+    shards: ClassVar[bool] = True
 
     masks: Masks
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +37,8 @@ class GradualMagnitude:
     Raises:
         ValueError: a value outside its range.
     """
+
+    shards: ClassVar[bool] = True
 
     density: float
     budget: Budget = global_

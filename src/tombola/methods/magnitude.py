@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tombola.masks import Masks, largest
+from tombola.masks import Masks, largest, largest_of
 from tombola.methods.protocol import is_number
 
 
@@ -65,7 +65,5 @@ class IMP:
         elif self.scope == "layer":
             keep = dict.fromkeys(masks, self.keep)
         else:
-            flat = torch.cat([magnitude.flatten() for magnitude in magnitudes.values()])
-            chosen = largest(flat, round(self.keep * masks.kept)).split([m.numel() for m in masks.values()])
-            return Masks({name: c.view(m.shape) for (name, m), c in zip(masks.items(), chosen, strict=True)})
+            return Masks(largest_of(magnitudes, round(self.keep * masks.kept)))
         return Masks({name: largest(magnitudes[name], round(keep[name] * int(m.sum()))) for name, m in masks.items()})

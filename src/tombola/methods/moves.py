@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from tombola.budgets import Budget, erk, global_
-from tombola.masks import Masks, largest
+from tombola.masks import Masks, largest, largest_of
 from tombola.methods.protocol import Connections, HardMethod, Moment, Sparse, check_density, is_number
 from tombola.patterns import ConstantFanIn, Pattern, choose, complete, fitted
+from tombola.sharded import drawn, is_sharded, placed, whole
+from tombola.sharded import total as total_of
 
 Anneal = Literal["cosine", "constant", "linear", "inverse_power"]
 
@@ -43,6 +45,7 @@ class Moves:
     """
 
     prunes: ClassVar[bool] = False
+    shards: ClassVar[bool] = True
 
     density: float
     budget: Budget = erk
@@ -100,7 +103,7 @@ class Moves:
         for name, mask in masks.items():
             if name == last and isinstance(pattern, ConstantFanIn):
                 pattern = ConstantFanIn()
-            n = int(fraction * int(mask.sum()))
+            n = int(fraction * int(total_of(mask)))
             moved[name] = drop_and_grow(
                 weights[name],
                 mask,
@@ -159,8 +162,7 @@ def random_masks(
     pattern: Pattern | None = None,
 ) -> Masks:
     """Masks with exactly the budget's counts, at random positions."""
-    # drawn on the CPU, so that every device begins alike
-    draws = {n: torch.rand(p.shape, generator=generator).to(p.device) for n, p in parameters.items()}
+    draws = {name: drawn(parameter, generator) for name, parameter in parameters.items()}
     counts = checked_counts(parameters, budget, density, pattern)
     return Masks({name: choose(draw, counts[name], pattern, generator) for name, draw in draws.items()})
 
@@ -176,9 +178,7 @@ def best_masks(
     counts = checked_counts(scores, budget, density, pattern)
     if budget is not global_ or pattern is not None:
         return Masks({name: choose(score, counts[name], pattern, generator) for name, score in scores.items()})
-    flat = torch.cat([score.flatten() for score in scores.values()])
-    chosen = largest(flat, sum(counts.values()), generator=generator).split([s.numel() for s in scores.values()])
-    return Masks({name: mine.view(scores[name].shape) for name, mine in zip(scores, chosen, strict=True)})
+    return Masks(largest_of(scores, sum(counts.values()), generator=generator))
 
 
 def checked_counts(
@@ -224,13 +224,16 @@ def drop_and_grow(
         pattern: what the mask must fit, before and after. The smallest units of the whole layer are dropped, and each
             group grows back to its number.
     """
-    before = int(mask.sum())
+    before = int(total_of(mask))
     total = before if total is None else total
     magnitude = torch.where(mask, weight.detach().abs(), -1.0)
     if pattern is None:
         kept = largest(magnitude, before - n, generator=generator)
         grown = total - (before - n)
         return kept | largest(torch.where(kept, -1.0, _of(growth)), grown, generator=generator) if grown else kept
+    if is_sharded(mask):  # a group may lie over several ranks
+        parts = whole(weight), whole(mask), whole(_of(growth))
+        return placed(drop_and_grow(*parts, n=n, total=total, generator=generator, pattern=pattern), mask)
     growth = _of(growth)
     groups, _, size = pattern.units(mask.shape)
     there = pattern.split(mask)

@@ -49,7 +49,11 @@ class Moment:
 
 @runtime_checkable
 class HardMethod(Protocol):
-    """A method whose masks are bits from the first step on."""
+    """A method whose masks are bits from the first step on.
+
+    Sharded parameters, and their gradients and masks, are DTensors; :mod:`tombola.sharded` tells what to do with them.
+    A method that can has ``shards = True``; others are refused a sharded model.
+    """
 
     def start(self, parameters: Mapping[str, Tensor], *, generator: torch.Generator) -> Masks:
         """Masks to begin with, for exactly these parameters; random ones are drawn from the (CPU) ``generator``."""
@@ -163,7 +167,15 @@ class RewiringMethod(DynamicMethod, SparseMethod, Protocol):
 
 @runtime_checkable
 class SoftMethod(Protocol):
-    """A method that learns a score for each weight."""
+    """A method that learns a score for each weight.
+
+    ``mask`` and ``pull_back`` are elementwise: of a sharded parameter they get this rank's part, all else a DTensor
+    (see :class:`HardMethod`).
+    """
+
+    @property
+    def draws(self) -> bool:
+        """Whether ``mask`` draws random numbers; of a sharded parameter it is then called with all of it."""
 
     @property
     def train_weights(self) -> bool:

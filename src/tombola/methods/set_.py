@@ -15,6 +15,7 @@ from torch import Tensor
 from tombola.masks import Masks
 from tombola.methods.moves import Moves, start_beside
 from tombola.methods.protocol import Connections, Moment, Plan, Sparse
+from tombola.sharded import drawn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +41,7 @@ class SET(Moves):
         """Each layer keeps its count."""
 
         def growth(name: str) -> Tensor:
-            # drawn on the CPU, so that every rank and every device grows the same
-            return torch.rand(masks[name].shape, generator=generator).to(masks[name].device)
+            return drawn(masks[name], generator)
 
         return self.moved(weights, masks, growth, moment, generator)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ class SNIP:
             authors do; the default ranks within layers, as the comparison of the RigL paper.
         pattern: what masks must fit, with a budget for single layers.
     """
+
+    shards: ClassVar[bool] = True
 
     density: float
     budget: Budget = erk

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ class Static:
         budget: ``(shapes, density) -> counts``, how many each layer keeps.
         pattern: what masks must fit, for instance ``NM(2, 4)``.
     """
+
+    shards: ClassVar[bool] = True
 
     density: float
     budget: Budget = erk

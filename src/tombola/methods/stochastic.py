@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from tombola.masks import Masks
 from tombola.methods.protocol import Moment, ScoreOptimizer, is_number
+from tombola.sharded import drawn, total
 
 OUTCOME = 0x9E3779B97F4A7C15 >> 1  # turns a seed into that of another stream than the one masks of training come from
 
@@ -39,6 +41,9 @@ class StochasticSparsification:
     Raises:
         ValueError: a value outside its range.
     """
+
+    draws: ClassVar[bool] = True
+    shards: ClassVar[bool] = True
 
     initial_score: float = 1.0
     penalty: float = 1e-8
@@ -76,7 +81,7 @@ class StochasticSparsification:
 
     def penalty_of(self, scores: Mapping[str, Tensor], moment: Moment) -> float:
         """λ·Σσ(s)."""
-        return self.penalty * sum(float(score.sigmoid().sum()) for score in scores.values())
+        return self.penalty * sum(float(total(score.sigmoid())) for score in scores.values())
 
     def surviving_scale(self) -> float:
         """Always 1."""
@@ -88,8 +93,7 @@ class StochasticSparsification:
     def kept(self, scores: Mapping[str, Tensor], *, seed: int) -> Masks:
         """One sample of Bernoulli(σ(s)), drawn on the CPU so that it depends on scores and seed alone."""
         generator = torch.Generator().manual_seed(seed ^ OUTCOME)
-        draws = {n: torch.rand(score.shape, generator=generator, dtype=score.dtype) for n, score in scores.items()}
-        return Masks({name: draws[name].to(score.device) < score.sigmoid() for name, score in scores.items()})
+        return Masks({n: drawn(score, generator, dtype=score.dtype) < score.sigmoid() for n, score in scores.items()})
 
     def harden_step(self, steps: int) -> int | None:
         """Never."""

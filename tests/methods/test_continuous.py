@@ -288,7 +288,7 @@ def test_density_of_each_round() -> None:
     "settings", [{}, {"scale": "initial", "initial_score": 0.1}, {"train_weights": False}], ids=str
 )
 def test_both_ways_to_compute_are_one(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """In two sweeps, and operation by operation: the same weights, scores and evaluations, in whatever order they lie."""
+    """In two sweeps, and operation by operation: the same weights, scores and evaluations, in channels_last too."""
     ends = []
     for swift in (True, False):
         if not swift:

@@ -289,7 +289,7 @@ class Attachment:
         finally:
             self._inside_hard = False
             if isinstance(self._state, SoftState):  # nobody detached meanwhile
-                self._state.write_effective()
+                self._state.write_effective(self._moment())
             self._ranks.reshard()
             torch.clear_autocast_cache()
 

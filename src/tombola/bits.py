@@ -18,7 +18,7 @@ class PackedMask:
     """The mask of one parameter, a bit for each weight in the order of its memory."""
 
     def __init__(self, mask: Tensor, parameter: Tensor) -> None:
-        self.shape, self.stride = parameter.shape, _dense_stride(parameter)
+        self.shape, self.stride = parameter.shape, dense_stride(parameter)
         self._usual = parameter.stride() if self.stride else None
         ordered = torch.empty_like(parameter, dtype=torch.bool, requires_grad=False).copy_(mask)
         bits = torch.zeros(-(-mask.numel() // 8) * 8, dtype=torch.uint8, device=mask.device)
@@ -42,7 +42,7 @@ class PackedMask:
             raise RuntimeError(f"a masked weight, {before}, is {now}; detach() before the model is moved or changed")
         if type(tensor) in _PLAIN and tensor.is_cpu and tensor.stride() == self._usual and tensor.data_ptr():
             _clear(tensor, self.bytes)
-        elif self.stride is not None and _dense_stride(tensor) == self.stride:
+        elif self.stride is not None and dense_stride(tensor) == self.stride:
             values = _flat(tensor)
             and_unpacked(values.view(_INTEGERS[values.element_size()]), self.bytes)
         else:
@@ -58,7 +58,7 @@ def and_unpacked(values: Tensor, packed: Tensor, *, chunk: int = _CHUNK) -> None
         part.bitwise_and_(bits.flatten()[: part.numel()])
 
 
-def _dense_stride(tensor: Tensor) -> tuple[int, ...] | None:
+def dense_stride(tensor: Tensor) -> tuple[int, ...] | None:
     """The strides of a tensor that fills its memory without gaps, in whatever order; None for any other."""
     strides = tuple(s if size > 1 else 0 for size, s in zip(tensor.shape, tensor.stride(), strict=True))
     span = sum((size - 1) * stride for size, stride in zip(tensor.shape, strides, strict=True)) + 1

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tombola.bits import dense_stride
+
 _WORTH = 2**14  # weights that are worth another thread
 
 
@@ -25,8 +27,10 @@ class Sigmoid(NamedTuple):
 
 
 def able(*tensors: Tensor) -> bool:
-    """Whether these may be given to the functions here: contiguous, float32, on the CPU."""
-    return all(t.is_cpu and t.dtype is torch.float32 and t.is_contiguous() for t in tensors)
+    """Whether these may be given together to the functions here: float32, on the CPU, in one order, without gaps."""
+    stride = tensors[0].stride()
+    alike = all(t.is_cpu and t.dtype is torch.float32 and t.stride() == stride and t.data_ptr() for t in tensors)
+    return alike and dense_stride(tensors[0]) is not None
 
 
 def pull_back(
@@ -61,6 +65,9 @@ def _run(name: str, tensors: tuple[Tensor | None, ...], mask: Sigmoid) -> None:
     each = -(-count // chunks // 16) * 16
     numbers = np.array([mask.beta, mask.scale, mask.beta * mask.scale * mask.price], np.float32).view(np.int32)
     addresses = [0 if t is None else t.data_ptr() for t in tensors]
+    for tensor in tensors:
+        if tensor is not None:
+            torch.autograd.graph.increment_version(tensor)  # a graph that still needs the old numbers is told
     if count:
         run(_kernel(name), [0, -(-count // each), count, each, *addresses, *numbers.tolist()])
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from tombola import sigmoid
 from tombola.masks import Masks
 from tombola.methods.protocol import Moment, SoftMethod
 from tombola.scaling import undo_loss_scale
@@ -30,7 +31,8 @@ FUSED = (SGD, Adam, AdamW)
 class Slot:
     """One masked parameter: the raw weight w, its score s, and the multiplier m that the effective weight has now.
 
-    Weight and score of a sharded parameter are sharded like it; of m there is this rank's part.
+    Weight and score of a sharded parameter are sharded like it; of m there is this rank's part. ``swift``: if m is a
+    sigmoid, it is computed where it is needed, and ``mask`` is working memory.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Slot:
     weight: Tensor
     score: Parameter
     mask: Tensor
+    swift: bool
 
 
 class SoftState:
@@ -72,20 +75,32 @@ class SoftState:
         """Gradients of the effective weights become those of w and s; the parameters hold w for the optimiser."""
         undo_loss_scale(self.optimizer)
         for slot in self.slots:
-            grad, weight, score = slot.parameter.grad, local(slot.weight), local(slot.score)
-            towards = torch.zeros_like(weight) if grad is None else local(grad)
-            scratch = self._scratch[score.dtype, score.device][: score.numel()]
-            scratch = scratch.as_strided(score.shape, score.stride())
-            pulled = self.method.pull_back(towards, weight, score, slot.mask, moment, scratch=scratch)
-            slot.score.grad = like(pulled, slot.score)
-            if self.method.train_weights:
-                local(slot.parameter).copy_(weight)
-            else:
+            slot.score.grad = like(self._pull_back(slot, moment), slot.score)
+            if not self.method.train_weights:
                 slot.parameter.grad = None  # every optimiser passes over a parameter without gradient
         # by position: load_state_dict() gives an optimiser new group dictionaries
         for mine, index in zip(self.score_optimizer.param_groups, self._followed, strict=False):
             theirs = self.optimizer.param_groups[index]
             mine.update({key: value for key, value in theirs.items() if key not in _OWN})
+
+    def _pull_back(self, slot: Slot, moment: Moment) -> Tensor:
+        """The gradient of the score; the parameter's becomes that of w, and the parameter w, if it trains."""
+        grad, weight, score = slot.parameter.grad, local(slot.weight), local(slot.score)
+        towards = torch.zeros_like(weight) if grad is None else local(grad)
+        parameter = local(slot.parameter) if self.method.train_weights else None
+        if curve := self._curve(slot, moment):
+            if sigmoid.able(weight, towards):
+                return sigmoid.pull_back(towards, weight, score, curve, parameter=parameter, out=slot.mask)
+            self.method.mask(score, moment, generator=self.generator, out=slot.mask)
+        scratch = self._scratch[score.dtype, score.device][: score.numel()]
+        scratch = scratch.as_strided(score.shape, score.stride())
+        pulled = self.method.pull_back(towards, weight, score, slot.mask, moment, scratch=scratch)
+        if parameter is not None:
+            parameter.copy_(weight)
+        return pulled
+
+    def _curve(self, slot: Slot, moment: Moment) -> sigmoid.Sigmoid | None:
+        return self.method.sigmoid(moment) if slot.swift else None
 
     def before_skipped_step(self) -> None:
         """Weights that do not train have no gradient in any step: fused optimisers would begin a state for them."""
@@ -96,23 +111,25 @@ class SoftState:
     @torch.no_grad()
     def after_step(self, moment: Moment) -> None:
         """Take the updated w, step the scores, and write the new effective weights."""
-        if self.method.train_weights:
-            for slot in self.slots:
-                local(slot.weight).copy_(local(slot.parameter))
         self.score_optimizer.step()
         self.method.adjust(self.scores, moment)
-        self.write(moment)
+        self.write(moment, take=self.method.train_weights)
 
     @torch.no_grad()
-    def write(self, moment: Moment) -> None:
-        """Draw or compute the masks of ``moment`` and write the effective weights into the parameters."""
+    def write(self, moment: Moment, *, take: bool = False) -> None:
+        """Draw or compute the masks of ``moment`` and write the effective weights into the parameters.
+
+        ``take``: of the w that the parameters hold.
+        """
         self._drawn_from = self.generator.get_state()
         for slot in self.slots:
+            if self._curve(slot, moment):
+                continue
             if is_sharded(slot.score) and self.method.draws:
                 self._draw(slot, moment)
             else:
                 self.method.mask(local(slot.score), moment, generator=self.generator, out=slot.mask)
-        self.write_effective()
+        self.write_effective(moment, take=take)
 
     def _draw(self, slot: Slot, moment: Moment) -> None:
         """Draw the masks of all ranks, as one process would, and keep this one's. Takes a whole layer's memory."""
@@ -124,10 +141,16 @@ class SoftState:
         slot.mask.copy_(drawn[begin:end])
 
     @torch.no_grad()
-    def write_effective(self) -> None:
-        """Write the effective weights w·m into the parameters."""
+    def write_effective(self, moment: Moment, *, take: bool = False) -> None:
+        """Write the effective weights w·m into the parameters; ``take``: of the w that they hold."""
         for slot in self.slots:
-            torch.mul(local(slot.weight), slot.mask, out=local(slot.parameter))
+            weight, parameter = local(slot.weight), local(slot.parameter)
+            if curve := self._curve(slot, moment):
+                sigmoid.apply(weight, local(slot.score), curve, parameter=parameter, take=take)
+                continue
+            if take:
+                weight.copy_(parameter)
+            torch.mul(weight, slot.mask, out=parameter)
 
     @torch.no_grad()
     def write_hard(self, masks: Masks) -> None:
@@ -188,7 +211,8 @@ class SoftState:
 def _slot(name: str, parameter: Parameter, method: SoftMethod) -> Slot:
     weight = parameter.detach().clone(memory_format=torch.preserve_format)
     score = Parameter(method.scores(weight))
-    return Slot(name, parameter, weight, score, torch.empty_like(local(score), requires_grad=False))
+    mask = torch.empty_like(local(score), requires_grad=False)
+    return Slot(name, parameter, weight, score, mask, sigmoid.able(*map(local, (weight, score, parameter)), mask))
 
 
 def score_of(name: str) -> str:

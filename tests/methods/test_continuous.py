@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 from loop import MakeOptimizer, error, loss_of, train
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from zoo import NETS, Net
 
 import tombola
-from tombola import ContinuousSparsification, TicketSearch
+from tombola import ContinuousSparsification, TicketSearch, sigmoid
 from tombola.methods.protocol import Moment
 
 STEPS = 8
@@ -282,3 +282,44 @@ def test_density_of_each_round() -> None:
     method = ContinuousSparsification(density=(0.5, 0.2))
     assert [method.in_round(index).density for index in (1, 2, 3)] == [0.5, 0.2, 0.2]
     assert ContinuousSparsification(density=0.3).in_round(4).density == 0.3
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"scale": "initial", "initial_score": 0.1}, {"train_weights": False}], ids=str
+)
+def test_both_ways_to_compute_are_one(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In two sweeps, and operation by operation: the same weights, scores and evaluations, in channels_last too."""
+    ends = []
+    for swift in (True, False):
+        if not swift:
+            monkeypatch.setattr(sigmoid, "able", lambda *_: False)
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 40, 3), nn.ReLU(), nn.Flatten(), nn.Linear(40 * 16, 10))
+        model = model.to(memory_format=torch.channels_last)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+        method = ContinuousSparsification(penalty=1e-5, final_temperature=50, **settings)
+        run = tombola.attach(model, optimizer, method, steps=20)
+        assert all(slot.swift is swift for slot in run._state.slots)
+        x, seen = torch.randn(16, 3, 6, 6), []
+        for _ in range(20):
+            model(x).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            with run.hard():
+                seen.append(model(x).detach())
+            seen.append(model(x).detach())
+        ends.append((seen, list(model.parameters()), list(run._state.scores.values())))
+    for ours, theirs in zip(*ends, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_graph_that_needs_the_weights_of_before_is_told() -> None:
+    """What is written past PyTorch counts as a change as well."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    tombola.attach(model, optimizer, ContinuousSparsification(train_weights=False), steps=5)
+    loss = model(torch.randn(3, 4)).sum()
+    loss.backward(retain_graph=True)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

@@ -28,6 +28,7 @@ from tombola.masks import Masks
 from tombola.methods.density import steer
 from tombola.methods.protocol import Moment, ScoreOptimizer, is_number
 from tombola.sharded import total
+from tombola.sigmoid import Sigmoid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +117,12 @@ class ContinuousSparsification:
         epochs = max(math.ceil(steps / moment.steps_per_epoch) - 1, 1)
         return float(self.final_temperature ** min(moment.step // moment.steps_per_epoch / epochs, 1.0))
 
+    def sigmoid(self, moment: Moment) -> Sigmoid:
+        """σ(βs), times 1/σ(s₀) if scaled; λ is its price."""
+        return Sigmoid(self.temperature(moment), self.surviving_scale(), self._price(moment))
+
     def mask(self, score: Tensor, moment: Moment, *, generator: torch.Generator, out: Tensor) -> Tensor:
-        """σ(βs), times 1/σ(s₀) if scaled."""
+        """The same as a tensor."""
         torch.mul(score, self.temperature(moment), out=out).sigmoid_()
         return out if self.scale == "none" else out.mul_(self.surviving_scale())
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tombola.masks import Masks
+from tombola.sigmoid import Sigmoid
 
 ScoreOptimizer: TypeAlias = Callable[[list[dict[str, Any]]], Optimizer]
 
@@ -190,6 +191,9 @@ class SoftMethod(Protocol):
 
     def mask(self, score: Tensor, moment: Moment, *, generator: torch.Generator, out: Tensor) -> Tensor:
         """Write the multiplier of each weight at ``moment`` into ``out`` and return it."""
+
+    def sigmoid(self, moment: Moment) -> Sigmoid | None:
+        """The same as a sigmoid of the score, if it is one: it is then computed in fewer sweeps where possible."""
 
     def pull_back(
         self, grad: Tensor, weight: Tensor, score: Tensor, mask: Tensor, moment: Moment, *, scratch: Tensor

@@ -69,6 +69,9 @@ class StochasticSparsification:
         """A sample of Bernoulli(σ(s))."""
         return torch.bernoulli(score.sigmoid(), generator=generator, out=out)
 
+    def sigmoid(self, moment: Moment) -> None:
+        """The mask is a sample."""
+
     def pull_back(
         self, grad: Tensor, weight: Tensor, score: Tensor, mask: Tensor, moment: Moment, *, scratch: Tensor
     ) -> Tensor:

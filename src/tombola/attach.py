@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from tombola.checks import check_arguments, check_gradients, check_membership, check_parameters, check_sharding
 from tombola.describe import describe
 from tombola.dynamic import DynamicState, moving_seed
-from tombola.hard import HardState, mask_of
+from tombola.hard import HardState
 from tombola.masks import Masks, check_same_layout, pack
 from tombola.methods.protocol import DynamicMethod, HardMethod, Moment, SoftMethod
 from tombola.ranks import Ranks, bare
@@ -30,7 +30,6 @@ from tombola.sharded import is_sharded, local, placed, total, whole
 from tombola.soft import SoftState
 from tombola.states import check_attachment, checked_outcome
 
-ALIKE = "give all ranks the same model, settings, seed and masks, and let them reduce gradients before each step"
 UNDECIDED = 4.0  # |β·s| below it: the soft mask is still between 0.018 and 0.982
 
 _live: weakref.WeakSet[Attachment] = weakref.WeakSet()
@@ -110,7 +109,13 @@ class Attachment:
         self._seed = seed
         self._weights = sum(parameter.numel() for parameter in self.parameters.values())
         check_sharding(found, method, sparse=found.sparse)
-        self._check_arguments_agree(found)
+        settings = {
+            "the method": describe(method),
+            "the seed": seed,
+            "steps": steps,
+            "steps_per_epoch": steps_per_epoch,
+        }
+        self._ranks.begin_alike(found, settings)
         self._callbacks: list[Callable[[Attachment], None]] = []
         self._skipped = self._inside_hard = False
         self._unchecked = True  # since attaching or loading
@@ -122,7 +127,7 @@ class Attachment:
             begun, masks = begin_sparse(found, optimizer, method, generator, self._ranks)
             self.parameters = begun.found
             check_parameters(self.parameters, optimizer, _live, sparse=begun.layers)
-            self._check_beginnings_agree(masks)
+            self._ranks.hold_alike(self.parameters, masks)
             if begun.moves:
                 generator.manual_seed(moving_seed(seed))
             begun.prepare(self._moment())
@@ -131,7 +136,7 @@ class Attachment:
             check_parameters(self.parameters, optimizer, _live)
             method.temperature(self._moment())  # so that what is missing for it comes to light before anything changes
             generator = torch.Generator(next(iter(self.parameters.values())).device).manual_seed(seed)
-            self._check_beginnings_agree({})
+            self._ranks.hold_alike(self.parameters, {})
             self._state = SoftState(self.parameters, optimizer, method, generator)
             begin = partial(self._state.write, self._moment())
         else:
@@ -139,7 +144,7 @@ class Attachment:
             held = method.start(self.parameters, generator=generator)
             self.parameters = {name: self.parameters[name] for name in held}
             check_parameters(self.parameters, optimizer, _live)
-            self._check_beginnings_agree(held)
+            self._ranks.hold_alike(self.parameters, held)
             if isinstance(method, DynamicMethod):
                 generator.manual_seed(moving_seed(seed))
                 self._state = DynamicState(self.parameters, optimizer, method, generator)
@@ -161,37 +166,9 @@ class Attachment:
             return f"Attachment({method}, {at})"
         return f"Attachment({method}, {at}, density {self.density:.4g})"
 
-    # ---- several ranks
-
     @property
     def _sharded(self) -> bool:
         return any(map(is_sharded, self.parameters.values()))
-
-    def _check_arguments_agree(self, found: Mapping[str, Parameter]) -> None:
-        if not self._ranks:
-            return
-        layers = [[name, list(parameter.shape), str(parameter.dtype)] for name, parameter in found.items()]
-        what = {"the model, in its masked parameters,": layers, "the method": describe(self.method)}
-        what |= {"the seed": self._seed, "steps": self.steps, "steps_per_epoch": self._steps_per_epoch}
-        self._ranks.agree(what, where="attach", mend=ALIKE)
-
-    def _check_beginnings_agree(self, masks: Mapping[str, Tensor]) -> None:
-        """``masks`` are those that it is about to hold."""
-        if not self._ranks:
-            return
-        what: dict[str, object] = {mask_of(name): local(mask) for name, mask in masks.items()}
-        parts = [mask_of(name) for name, mask in masks.items() if is_sharded(mask)]
-        for name, parameter in self.parameters.items():
-            what[f"the weight of {name!r}"] = local(parameter)
-            parts += [f"the weight of {name!r}"] if is_sharded(parameter) else []
-        self._ranks.agree(what, where="attach", mend=ALIKE, parts=parts)
-
-    def _check_agreement(self) -> None:
-        """Raise RuntimeError unless all ranks have the same masks or scores, random numbers and step."""
-        if not self._ranks:
-            return
-        what = {"the number of steps done": self.step, **self._state.marks()}
-        self._ranks.agree(what, where=f"step {self.step}", mend=ALIKE, parts=self._state.parts())
 
     # ---- what it is now
 
@@ -327,7 +304,7 @@ class Attachment:
             self._ranks.reshard()
             if (model := self._model()) is not None:
                 check_membership(self.parameters, model)
-            self._check_agreement()
+            self._ranks.stand_alike(self.step, self._state.marks, self._state.parts)
         check_gradients(self.parameters, self.step, last=self.step + 1 == self.steps, ranks=self._ranks)
         if isinstance(self._state, (SoftState, DynamicState)):
             self._state.before_step(self._moment())
@@ -338,14 +315,14 @@ class Attachment:
         before, self.step = self._moment(), self.step + 1
         if isinstance(self._state, DynamicState):
             if self._state.after_move_or_step(before):
-                self._check_agreement()
+                self._ranks.stand_alike(self.step, self._state.marks, self._state.parts)
         elif isinstance(self._state, HardState):
             self._state.after_step()
         else:
             self._state.after_step(self._moment())
             if self._state.method.harden_step(self.steps) == self.step:
                 self._harden(self._state)
-                self._check_agreement()
+                self._ranks.stand_alike(self.step, self._state.marks, self._state.parts)
         for callback in self._callbacks:
             callback(self)
 

@@ -10,15 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
+from tombola.hard import mask_of
 from tombola.selection import wrappers
-from tombola.sharded import is_sharded
+from tombola.sharded import is_sharded, local
 
 _WRAPPERS = (
     ("accelerate.optimizer", "AcceleratedOptimizer"),
@@ -26,6 +27,7 @@ _WRAPPERS = (
     ("lightning_fabric.wrappers", "_FabricOptimizer"),
 )
 _CHUNK = 2**20
+_ALIKE = "give all ranks the same model, settings, seed and masks, and let them reduce gradients before each step"
 _ODD = 0x9E3779B97F4A7C15 - 2**64  # 2⁶⁴/φ: what multiples of it begin with looks random
 
 
@@ -76,6 +78,30 @@ class Ranks:
         """Have the model gather its parameters anew: what FSDP2 gathered before a parameter was written is old."""
         for module in self._fully_sharded:
             module.reshard()
+
+    def begin_alike(self, parameters: Mapping[str, Tensor], settings: Mapping[str, object]) -> None:
+        """Raise RuntimeError unless all ranks are to mask the same parameters by the same settings."""
+        if self:
+            layers = [[name, list(parameter.shape), str(parameter.dtype)] for name, parameter in parameters.items()]
+            what = {"the model, in its masked parameters,": layers, **settings}
+            self.agree(what, where="attach", mend=_ALIKE)
+
+    def hold_alike(self, parameters: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+        """Raise RuntimeError unless all ranks have the same weights and are about to hold the same masks."""
+        if self:
+            held = {mask_of(name): mask for name, mask in masks.items()}
+            held |= {f"the weight of {name!r}": parameter for name, parameter in parameters.items()}
+            parts = [name for name, tensor in held.items() if is_sharded(tensor)]
+            what = {name: local(tensor) for name, tensor in held.items()}
+            self.agree(what, where="attach", mend=_ALIKE, parts=parts)
+
+    def stand_alike(
+        self, step: int, marks: Callable[[], Mapping[str, object]], parts: Callable[[], Collection[str]]
+    ) -> None:
+        """Raise RuntimeError unless all ranks have done as many steps and have the same marks, as in :meth:`agree`."""
+        if self:
+            what = {"the number of steps done": step, **marks()}
+            self.agree(what, where=f"step {step}", mend=_ALIKE, parts=parts())
 
     def agree(self, what: Mapping[str, object], *, where: str, mend: str, parts: Collection[str] = ()) -> None:
         """Raise RuntimeError unless all ranks call this with the same; must be called on all of them.

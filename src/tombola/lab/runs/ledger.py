@@ -31,8 +31,7 @@ class Ledger:
 
     def seconds_of(self, stage: Stage, place: int) -> float:
         """What the stage at this place took, and each round of the search up to that of ``stage``."""
-        found = [number for number, other in enumerate(self.stages) if other.phase in ("train", "search")]
-        return sum(self.seconds.get(str(number), 0.0) for number in {*found[: stage.round], place})
+        return spent(self.stages, self.seconds, stage, place)
 
     def arithmetic_of(
         self, round_: int, counts: Mapping[str, int], searched: Mapping[str, Mapping[str, Any]]
@@ -52,3 +51,10 @@ class Ledger:
         shares = [dense, *(before if isinstance(self.make.config.method, IMP) else [dense] * len(before))]
         known = [share for share in (*shares, self.make.share(counts)) if share is not None]
         return sum(known) * self.make.config.epochs if len(known) == round_ + 1 else None
+
+
+def spent(stages: Sequence[Stage], seconds: Mapping[str, float], stage: Stage, place: int) -> float:
+    """What the stage at this place took, and each round of the search up to that of ``stage``. ``seconds``: place of a
+    stage -> its own."""
+    found = [number for number, other in enumerate(stages) if other.phase in ("train", "search")]
+    return sum(seconds.get(str(number), 0.0) for number in {*found[: stage.round], place})

@@ -24,6 +24,16 @@ class Stage:
     label: Control | None = None
     epochs_before: int
 
+    @property
+    def apart(self) -> bool:
+        """Whether it needs nothing of the run but the ticket of its round, and so may be trained beside the others."""
+        return self.phase in ("retrain", "control")
+
+    @property
+    def name(self) -> str:
+        """Of the folder that it has while it is trained beside the others."""
+        return f"{self.label or self.phase}-{self.round:02d}"
+
 
 def plan(config: RunConfig) -> list[Stage]:
     """All stages of the run, in order: the search's rounds, the retrainings of their tickets, and the controls."""

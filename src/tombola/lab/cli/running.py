@@ -24,7 +24,9 @@ from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
 from tombola.lab.report.page import write_report
 from tombola.lab.report.terminal import print_summary, stdout
+from tombola.lab.runs.on_ray import Resources, run_on_ray
 from tombola.lab.runs.parallel import run_many
+from tombola.lab.runs.tasks import How
 from tombola.lab.runs.thin import check_device
 from tombola.lab.study import digits_study
 
@@ -34,17 +36,49 @@ COMMANDS = "commands.txt"
 
 
 @dataclass(frozen=True)
+class Cluster:
+    """A Ray cluster (``address`` None: the one that is there, or a new one), and what each task has of it."""
+
+    address: str | None
+    resources: Resources
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Cluster | None:
+        """The cluster that the options ask for; None for this machine.
+
+        Raises:
+            click.UsageError: values that do not go together.
+        """
+        on, device, context = options["on"], options["device"], click.get_current_context()
+        cpus, gpus = options["cpus_per_task"], options["gpus_per_task"]
+        if on is None:
+            if cpus is not None or gpus is not None:
+                raise click.UsageError("--cpus-per-task and --gpus-per-task are for --on ray", context)
+            return None
+        if device not in ("cpu", "cuda"):
+            raise click.UsageError(f"--device {device}: on Ray give cpu or cuda; Ray says which GPU", context)
+        if device == "cpu" and gpus:
+            raise click.UsageError("--gpus-per-task is for --device cuda", context)
+        if device == "cuda" and gpus == 0:
+            raise click.UsageError("--gpus-per-task must be above 0 with --device cuda", context)
+        gpus = (1.0 if device == "cuda" else 0.0) if gpus is None else gpus
+        resources = Resources(cpus=options["threads"] if cpus is None else cpus, gpus=gpus)
+        return cls(address=None if on == "ray" else on, resources=resources)
+
+
+@dataclass(frozen=True)
 class Runs:
     """The runs to make, and where and how."""
 
     configs: Sequence[RunConfig]
     out: Path
-    jobs: int
+    jobs: int | None
     threads: int
     workers: int
     device: str
     data_dir: Path | None
     quiet: bool
+    cluster: Cluster | None
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any], configs: Callable[[], Sequence[RunConfig]]) -> Runs:
@@ -53,9 +87,10 @@ class Runs:
         Raises:
             click.UsageError: values that do not go together, or no such device, data or model.
         """
-        device = options["device"]
+        device, cluster = options["device"], Cluster.from_options(options)
         try:
-            _check_device(device)
+            if cluster is None:
+                _check_device(device)
             wanted = configs()
             if any(config.sparse for config in wanted):
                 check_device(device)
@@ -63,15 +98,17 @@ class Runs:
             raise click.UsageError(str(error), click.get_current_context()) from None
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         jobs = options["jobs"] or (max(1, cpus // options["threads"]) if device == "cpu" else 1)
+        readers = max(1, cpus // jobs) if cluster is None else max(1, int(cluster.resources.cpus))
         return cls(
             configs=wanted,
             out=options["out"],
-            jobs=min(jobs, len(wanted)),
+            jobs=options["jobs"] if cluster is not None else jobs,
             threads=options["threads"],
-            workers=options["workers"] or max(1, cpus // max(1, min(jobs, len(wanted)))),
+            workers=options["workers"] or readers,
             device=device,
             data_dir=options["data_dir"],
             quiet=options["quiet"],
+            cluster=cluster,
         )
 
     def run(self, command: str) -> None:
@@ -82,18 +119,17 @@ class Runs:
         """
         _remember(self.out, command)
         totals = {config.folder_name: config.total_epochs for config in self.configs}
+        how = How(device=self.device, threads=self.threads, data_dir=self.data_dir, workers=self.workers)
         try:
             with watcher(Console(stderr=True, highlight=False), totals, quiet=self.quiet) as watch:
-                run_many(
-                    self.configs,
-                    self.out,
-                    jobs=self.jobs,
-                    threads=self.threads,
-                    workers=self.workers,
-                    device=self.device,
-                    data_dir=self.data_dir,
-                    on_event=watch,
-                )
+                if self.cluster is None:
+                    assert self.jobs is not None
+                    run_many(self.configs, self.out, how, jobs=self.jobs, on_event=watch)
+                else:
+                    run_on_ray(
+                        self.configs, self.out, how, self.cluster.resources, address=self.cluster.address,
+                        jobs=self.jobs, on_event=watch,
+                    )  # fmt: skip
         except KeyboardInterrupt:
             click.echo(f"Stopped; nothing is lost. To continue where it stopped:\n  {command}", err=True)
             sys.exit(130)

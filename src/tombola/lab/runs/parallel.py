@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
-from tombola.lab.runs.experiment import CHECKPOINT_SHARE, OnEvent
+from tombola.lab.runs.experiment import OnEvent
 from tombola.lab.runs.tasks import How, Schedule, Task, attempt
 from tombola.lab.runs.work import Event, Stopped
 
@@ -30,14 +30,10 @@ GRACE_SECONDS = 5.0  # after Ctrl-C, for the epochs at work to end and be saved
 def run_many(
     configs: Iterable[RunConfig],
     out: Path,
+    how: How | None = None,
     *,
     jobs: int = 1,
-    threads: int = 1,
-    device: str = "cpu",
-    data_dir: Path | None = None,
-    workers: int = 0,
     on_event: OnEvent = lambda run, event: None,
-    checkpoint_share: float = CHECKPOINT_SHARE,
 ) -> list[Path]:
     """Execute all runs in ``jobs`` processes, the longest first; those that are finished already are only looked at.
 
@@ -46,13 +42,9 @@ def run_many(
     Args:
         configs: the runs; one that is there twice is executed once.
         out: folder of run folders.
+        how: where and how each process computes; None: with one thread on the CPU.
         jobs: worker processes.
-        threads: of each worker, for PyTorch and numba.
-        device: where to compute.
-        data_dir: where data sets that are files lie.
-        workers: processes of each job that read images which do not stay in memory.
         on_event: called in this process, with the name of the run's folder and the event.
-        checkpoint_share: of the time that may go into checkpoints, as for :func:`execute`.
 
     Returns:
         The runs' folders, in the order of ``configs``.
@@ -61,12 +53,10 @@ def run_many(
         LabError: some runs failed; the others were executed all the same.
         KeyboardInterrupt: Ctrl-C. The runs at work saved where they stand.
     """
-    if jobs < 1 or threads < 1:
-        raise LabError(f"jobs and threads must be 1 or more, not {jobs} and {threads}")
+    how = how or How()
+    if jobs < 1 or how.threads < 1:
+        raise LabError(f"jobs and threads must be 1 or more, not {jobs} and {how.threads}")
     configs = list(configs)
-    how = How(
-        device=device, threads=threads, data_dir=data_dir, workers=workers, checkpoint_share=checkpoint_share
-    )  # fmt: skip
     schedule = Schedule(out, split=jobs > 1, hold=False, on_event=on_event)
     crew = _Crew(schedule, how, on_event)
     try:

@@ -8,11 +8,8 @@ node dies begins again where its last checkpoint is. If the driver dies, its wor
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
-import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -24,9 +21,9 @@ from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
 from tombola.lab.runs.experiment import OnEvent
 from tombola.lab.runs.parallel import GRACE_SECONDS, outcome
-from tombola.lab.runs.parcels import Changes, Parcel, needed
-from tombola.lab.runs.tasks import How, Schedule, Task, attempt
-from tombola.lab.runs.work import Event, Stopped
+from tombola.lab.runs.parcels import Parcel, needed
+from tombola.lab.runs.ray_task import mailbox, work
+from tombola.lab.runs.tasks import How, Schedule, Task
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -153,7 +150,7 @@ class _Crew:
     def __init__(self, ray: ModuleType, schedule: Schedule, how: How, resources: Resources, on_event: OnEvent) -> None:
         self.ray, self.schedule, self.how, self.on_event = ray, schedule, how, on_event
         # a task that is done again is another one, with the files as they are then: not for Ray to retry
-        self.remote = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0)(_work)
+        self.remote = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0)(work)
         self.at: dict[Any, _Attempt] = {}
         self.deaths: dict[Task, int] = {}
         self.attempts = 0
@@ -187,7 +184,7 @@ class _Crew:
     def _hang_up_mailbox(self) -> None:
         here = self.ray.get_runtime_context().get_node_id()
         stay = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
-        self.mailbox = self.ray.remote(num_cpus=0, scheduling_strategy=stay)(_Mailbox).remote()
+        self.mailbox = self.ray.remote(num_cpus=0, scheduling_strategy=stay)(mailbox()).remote()
         self.post = self.mailbox.wait.remote()
 
     def _send(self, task: Task) -> None:
@@ -208,25 +205,25 @@ class _Crew:
         (ready, *_), _ = self.ray.wait([self.post, *self.at], num_returns=1)
         try:
             letters = self.ray.get(self.mailbox.take.remote())
-            if ready is self.post or ready == self.post:
+            if ready == self.post:
                 self.ray.get(self.post)
                 self.post = self.mailbox.wait.remote()
         except self.ray.exceptions.RayActorError as error:
             self._start_over(error)
             return
-        for number, name, content in letters:
-            self._open(number, name, content)
+        for number, name, event, files, gone in letters:
+            if event is not None:
+                self.on_event(name, event)
+            else:
+                self._take_in(number, Parcel(files, gone))
         if ready in self.at:
             self._end(ready)
 
-    def _open(self, number: int, name: str, content: Event | Parcel) -> None:
-        if not isinstance(content, Parcel):
-            self.on_event(name, content)
-            return
+    def _take_in(self, number: int, parcel: Parcel) -> None:
         for reference, sent in self.at.items():
             if sent.number == number:  # and not that of a worker which was given up
                 self.deaths.pop(sent.task, None)
-                self._keep(reference, sent.task, content)
+                self._keep(reference, sent.task, parcel)
                 return
 
     def _keep(self, reference: Any, task: Task, parcel: Parcel) -> bool:
@@ -281,75 +278,3 @@ class _Crew:
         for sent in cut_off:
             self._died(sent.task, error)
         self._hang_up_mailbox()
-
-
-# ---- on the workers' side
-
-
-class _Mailbox:
-    """An actor beside the driver: workers put messages in, and learn whether they are to stop."""
-
-    def __init__(self) -> None:
-        self._letters: list[tuple[int, str, Event | Parcel]] = []
-        self._there = asyncio.Event()
-        self._stopping = False
-
-    async def put(self, number: int, name: str, content: Event | Parcel) -> bool:
-        self._letters.append((number, name, content))
-        self._there.set()
-        return self._stopping
-
-    async def wait(self) -> None:
-        await self._there.wait()
-
-    async def take(self) -> list[tuple[int, str, Event | Parcel]]:
-        letters, self._letters = self._letters, []
-        self._there.clear()
-        return letters
-
-    async def stop(self) -> None:
-        self._stopping = True
-
-
-@dataclass(frozen=True)
-class _Ended:
-    """How a task ended: with an error, in a line, or stopped, or well; and what has changed since its last message."""
-
-    error: str | None
-    stopped: bool
-    parcel: Parcel
-
-
-def _work(
-    config: str, place: int | None, parcel: Parcel, how: How, mailbox: Any, number: int, places: tuple[str, str]
-) -> _Ended:
-    """Do a task in a folder of its own. ``places`` are the driver's current folder and its folder of runs."""
-    import ray
-
-    here, out = places
-    if here not in sys.path:
-        sys.path.append(here)  # for models and data of the user's own, where the machines share the folder
-    task = Task(RunConfig.from_json(config), place)
-    stopping = stopped = False
-    error = None
-
-    def tell(name: str, content: Event | Parcel) -> None:
-        nonlocal stopping
-        stopping = ray.get(mailbox.put.remote(number, name, content))
-
-    def on_event(name: str, event: Event) -> None:
-        if event["event"] not in ("start", "done"):  # which are said where the run is held
-            tell(name, event)
-
-    with tempfile.TemporaryDirectory(prefix="tombola-") as scratch:
-        folder = Path(scratch) / task.run
-        parcel.unpack(folder)
-        changes = Changes(folder)
-        try:
-            error = attempt(
-                task, Path(scratch), how, on_event=on_event, stop=lambda: stopping,
-                saved=lambda: tell(task.run, changes.parcel()),
-            )  # fmt: skip
-        except Stopped:
-            stopped = True
-        return _Ended(error and error.replace(scratch, out), stopped, changes.parcel())

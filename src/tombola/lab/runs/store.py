@@ -34,10 +34,10 @@ from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
 from tombola.lab.runs.checkpoint import read_checkpoint, write_checkpoint
 from tombola.lab.runs.locks import Lock
+from tombola.lab.runs.looking import TIMES, is_finished, read_times, time_key
 from tombola.lab.runs.records import ticket_name
 from tombola.lab.runs.stages import Stage
 
-TIMES = "times.json"
 PARTS = "parts"
 SEARCHED = "searched.json"
 
@@ -87,7 +87,7 @@ class RunFolder:
             tickets = () if self.path != self.root else self.tickets.glob(".*.part")
             for leftover in (*self.path.glob(".*.part"), *tickets):
                 leftover.unlink()
-            self.finished = _is_finished(self.path)
+            self.finished = is_finished(self.path)
             if self.finished:
                 self._tidy()
         except BaseException:
@@ -136,8 +136,8 @@ class RunFolder:
 
     def took(self, stage: Stage, seconds: float, device: torch.device | str) -> None:
         """Note the wall time of a result: of its training, and of the search that found its ticket."""
-        known = _times(self.path)[1]
-        known[_key(stage)] = round(seconds, 3)
+        known = read_times(self.path)[1]
+        known[time_key(stage)] = round(seconds, 3)
         times = {"device": str(device), "seconds": known}
         write_atomically(self.path / TIMES, json.dumps(times).encode() + b"\n")
 
@@ -205,7 +205,7 @@ class RunFolder:
         Raises:
             LabError: that is damaged.
         """
-        return stage.apart and _is_finished(self.root / PARTS / stage.name)
+        return stage.apart and is_finished(self.root / PARTS / stage.name)
 
     def take(self, stage: Stage) -> tuple[float, str]:
         """Append the records of a stage that was trained in a folder of its own: its seconds, and on which device.
@@ -217,8 +217,8 @@ class RunFolder:
         if not self.has_finished(stage):
             raise LabError(f"{part}: is not finished; run the same again to go on")
         self._append((part / "metrics.jsonl").read_bytes())
-        device, seconds = _times(part)
-        return seconds.get(_key(stage), 0.0), device
+        device, seconds = read_times(part)
+        return seconds.get(time_key(stage), 0.0), device
 
     def remember(self, searched: Mapping[str, Any]) -> None:
         """Keep for the stages that stand apart what the rounds so far have found."""
@@ -295,51 +295,3 @@ class RunFolder:
             raise LabError(f"{error}; {mend}") from None
         if found != RunConfig.from_json(text):
             raise LabError(f"{path}: this folder holds another run than its name says; {mend}")
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; an incomplete last line, as a run that was killed leaves behind, is passed over.
-
-    Raises:
-        LabError: a line before the last is not a record.
-    """
-    if not path.exists():
-        return []
-    *lines, _torn = path.read_bytes().split(b"\n")
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        if not isinstance(record, dict):
-            raise LabError(f"{path}: line {number} is damaged; delete {path.parent} to run it again")
-        records.append(record)
-    return records
-
-
-def _is_finished(folder: Path) -> bool:
-    path, metrics = folder / "done.json", folder / "metrics.jsonl"
-    if not path.exists():
-        return False
-    mend = f"delete {folder} to run it again"
-    try:
-        expected = json.loads(path.read_bytes())["metrics_sha256"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise LabError(f"{path}: is damaged; {mend}") from None
-    if not metrics.exists() or hashlib.sha256(metrics.read_bytes()).hexdigest() != expected:
-        raise LabError(f"{metrics}: was changed after the run was finished; {mend}")
-    return True
-
-
-def _key(stage: Stage) -> str:
-    return f"{stage.round} {stage.label or ''}".rstrip()
-
-
-def _times(folder: Path) -> tuple[str, dict[str, float]]:
-    """The device, and the wall time of each result; nothing if there is none yet, or the file is damaged."""
-    try:
-        found = json.loads((folder / TIMES).read_bytes())
-        return str(found["device"]), dict(found["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return "", {}

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,9 @@ def read_run(folder: Path) -> Run:
     original: bool | None = None
     epochs: list[Epoch] = []
     device, seconds = _times(folder / TIMES)
-    for place, record in _records(folder / METRICS):
+    # while stages are shared out, those beside the search have records of their own
+    files = [folder / METRICS, *(() if finished else sorted(folder.glob(f"parts/*/{METRICS}")))]
+    for place, record in chain.from_iterable(map(_records, files)):
         kind = record.get("kind")
         if kind == "result":
             result = _result(record, place)

@@ -28,13 +28,12 @@ from tombola.lab.runs.work import Stopped
 class Task:
     """A piece of a run that one process does in one go: the stage at ``place`` of its plan, or all of it (None)."""
 
-    config: RunConfig
+    config: RunConfig = field(compare=False)
     place: int | None
+    run: str = field(init=False)  # the name of its folder
 
-    @property
-    def run(self) -> str:
-        """The name of the run's folder."""
-        return self.config.folder_name
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "run", self.config.folder_name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,10 +142,7 @@ class Schedule:
 
     def add(self, configs: Iterable[RunConfig], *, patience: float = 10.0) -> None:
         """Take up the runs, from where they stand. One that another process works on is an error of that run."""
-        for config in configs:
-            name = config.folder_name
-            if name in self._runs or name in self.errors:
-                continue
+        for name, config in {config.folder_name: config for config in configs}.items():
             try:
                 run = self._open(config, patience)
             except LabError as error:
@@ -216,25 +212,28 @@ class Schedule:
                 self.on_event(folder.name, {"event": "done"})
                 return None
             run = _Run(config, folder, {Task(config, None)})
-            if split:
-                self._share_out(run, folder)
+            if split and not self._share_out(run, folder) and not self.hold:
+                folder.close()
+                run.folder = None
             return run
         except BaseException:
             folder.close()
             raise
 
-    def _share_out(self, run: _Run, folder: RunFolder) -> None:
+    def _share_out(self, run: _Run, folder: RunFolder) -> bool:
+        """Make each stage that is left a task, unless the run stands where one process has to go on."""
         state = folder.resume(warn=lambda text: self.on_event(folder.name, {"event": "warning", "text": text}))
         folder.rest()
         position = state["stage"] if state is not None else 0
         stages = plan(run.config)
         if state is not None and state["epoch"] > 0 and stages[position].apart:
-            return  # a process of its own was at its retrainings: one goes on with them
+            return False  # in the middle of a retraining, among the run's own records
         if state is not None:
             folder.remember(state["searched"])
         run.done = {place for place, stage in enumerate(stages) if place < position or folder.has_finished(stage)}
         run.left = {Task(run.config, place) for place in range(len(stages)) if place not in run.done}
         self.on_event(folder.name, {"event": "resumed", "epochs": dict.fromkeys(run.done, run.config.epochs)})
+        return True
 
     def _close_if_done(self, name: str) -> None:
         run = self._runs.get(name)

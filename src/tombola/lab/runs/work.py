@@ -72,8 +72,8 @@ class Run:
     def go(self, saved: dict[str, Any] | None) -> None:
         """Do all stages, or those that are left."""
         saved = self._stand(saved)
-        if self.stages[self.position].phase == "search":
-            self._search(saved, len(self.stages))
+        if self.position < len(self.stages) and self.stages[self.position].phase == "search":
+            self._search(saved)
             saved = None
         while self.position < len(self.stages):
             stage = self.stages[self.position]
@@ -173,8 +173,8 @@ class Run:
         except (TypeError, ValueError) as error:
             raise LabError(f"{self.config.method_name} on model {self.config.model!r}: {error}") from error
 
-    def _search(self, saved: dict[str, Any] | None, end: int) -> None:
-        """The rounds that are left, or those before the stage at the place ``end``; there a checkpoint is made then."""
+    def _search(self, saved: dict[str, Any] | None, end: int | None = None) -> None:
+        """The rounds that are left; or those before the place ``end``, where a checkpoint is made then."""
         config, model = self.config, self.make.model()
         search = TicketSearch(
             model,

@@ -170,8 +170,8 @@ class _Crew:
         deadline = time.monotonic() + GRACE_SECONDS
         with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C ends the wait
             self.ray.get(self.mailbox.stop.remote())
-            while self.at and time.monotonic() < deadline:
-                self._receive()
+            while self.at and (left := deadline - time.monotonic()) > 0:
+                self._receive(left)
 
     def kill(self) -> None:
         """End what is left."""
@@ -200,9 +200,10 @@ class _Crew:
         )
         self.at[reference] = _Attempt(task, self.attempts)
 
-    def _receive(self) -> None:
+    def _receive(self, timeout: float | None = None) -> None:
         """Wait for something to happen, and take it in: the messages before how their tasks ended."""
-        (ready, *_), _ = self.ray.wait([self.post, *self.at], num_returns=1)
+        found, _ = self.ray.wait([self.post, *self.at], num_returns=1, timeout=timeout)
+        ready = found[0] if found else None
         try:
             letters = self.ray.get(self.mailbox.take.remote())
             if ready == self.post:

@@ -49,7 +49,7 @@ def test_inf_and_nan_go_too_and_minus_zero_stays() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.int64], ids=str)
-@pytest.mark.parametrize("size", [1, 7, 8, 100])
+@pytest.mark.parametrize("size", [1, 7, 8, 100, 128, 1000])
 @pytest.mark.parametrize("worth", [2**16, 8, 1])
 def test_every_device_does_the_same(dtype: torch.dtype, size: int, worth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What accelerators run, beside what the CPU runs: as one piece, or in several."""

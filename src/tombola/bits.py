@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -93,28 +92,6 @@ def _clear(tensor: Tensor, packed: Tensor) -> None:
 
 @cache
 def _kernel(dtype: torch.dtype) -> Any:
-    from numba import carray  # type: ignore[attr-defined]
+    from tombola.sparse import clearing  # imports Numba
 
-    from tombola.sparse import threads  # the loop closes over the module: an intrinsic would be another in each process
-
-    kind = np.dtype(f"i{dtype.itemsize}")
-
-    def clear(job_at: Any) -> None:
-        job: Any = carray(job_at, (6,), np.int64)
-        size, each = job[4], job[5]
-        values: Any = carray(threads.pointer(job[2]), (size,), kind)
-        packed: Any = carray(threads.pointer(job[3]), ((size + 7) // 8,), np.uint8)
-        whole = size // 8
-        while True:
-            chunk = threads.next_chunk(job_at)
-            if chunk >= job[1]:
-                break
-            for byte in range(chunk * each, min(whole, (chunk + 1) * each)):  # no branches: a few vector instructions
-                bits = np.int32(packed[byte])
-                for place in range(8):
-                    values[8 * byte + place] &= -((bits >> np.int32(place)) & np.int32(1))
-            if chunk == job[1] - 1:
-                for rest in range(8 * whole, size):
-                    values[rest] &= -((np.int32(packed[whole]) >> np.int32(rest - 8 * whole)) & np.int32(1))
-
-    return threads.compiled(clear, f"clear_{kind.name}")  # kept in a file of its own for each kind
+    return clearing.kernel(8 * dtype.itemsize)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from tombola.lab.config import BUDGETS, Dense, RunConfig
 from tombola.lab.settings import SGD, Adam, Constant, Cosine
+from tombola.lab.transfer import Transfer
 from tombola.methods.continuous import ContinuousSparsification
 from tombola.methods.gradual import GradualMagnitude
 from tombola.methods.granet import GraNet
@@ -34,6 +35,8 @@ ASKED = replace(
 )
 IMP_ = replace(DENSE, method=IMP(keep=0.5), rounds=3, rewind_step=4)
 ISS = replace(DENSE, method=StochasticSparsification(), rounds=2, optimizer=Adam(lr=0.01), schedule=Constant())
+TO_5, FROM_6 = (f"tombola.lab.recipes.classes:digits_{part}" for part in ("to_5", "from_6"))
+ELSEWHERE = Transfer(data=FROM_6, epochs=3, batch_size=64, schedule=Cosine(), examples=320)
 EVERY_METHOD = {
     "dense": DENSE,
     "dense, longer": replace(DENSE, method=Dense(times=2)),
@@ -52,5 +55,9 @@ EVERY_METHOD = {
     "set, uniform": replace(DENSE, method=SET(density=0.25, every=4, budget=BUDGETS["uniform-first-dense"])),
     "snip, fan-in": replace(DENSE, method=SNIP(density=0.3, pattern=ConstantFanIn())),
     "gmp": replace(DENSE, method=GradualMagnitude(density=0.1, every=3)),
+    "cs, transfer": replace(ASKED, data=TO_5, batch_size=80, transfer=ELSEWHERE),
+    "imp, transfer": replace(
+        IMP_, data=TO_5, rounds=2, batch_size=80, transfer=ELSEWHERE, controls=("shuffled",), control_rounds=(1,)
+    ),
     "cs, pruning": replace(CS, method=ContinuousSparsification(density=0.2, harden_at=0.5), rounds=1),
 }

@@ -116,6 +116,9 @@ def test_help(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str
         (["train", "--sparse", "--method", "cs"], "--sparse: is not for --method cs"),
         (["train", "--sparse", "--method", "dense"], "--sparse: is for sparse methods, not dense"),
         (["train", "--sparse", "--pattern", "fan-in"], "--sparse: is not for --method rigl, which has the pattern fan"),
+        (["train", "--sparse", "--precision", "bf16"], "--precision: is not for --sparse, whose layers have kernels"),
+        (["train", "--sparse", "--compile"], "--compile: is not for --sparse"),
+        (["search", "--precision", "fp8"], "--precision: 'fp8' is not one of 'fp32', 'bf16'"),
         (["train", "--sparse", "--device", "meta"], "--sparse: sparse layers compute on the CPU, not on meta; leave"),
         (["search", "--sparse"], "No such option"),
         (["train", "--unmasked", "fc1.weight,fc2.weight,fc3.weight"], "model 'lenet_300_100': nothing to mask"),
@@ -334,6 +337,36 @@ def test_every_setting_of_a_training_can_be_typed() -> None:
     assert {run.unmasked for run in runs} == {("fc3.weight", "fc1.bias")}
     assert {run.schedule for run in runs} == {Drops(epochs=(15, 22))}
     assert [run.score_optimizer is not None for run in runs[::4]] == [False] * 4 + [True]
+
+
+def test_how_it_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless it is typed in it follows from network, data and device; and it is written down in any case."""
+    (tmp_path / "own_small.py").write_text(
+        """
+import torch
+
+def load():
+    return torch.zeros(40, 3, 8, 8), torch.arange(40) % 2, torch.zeros(4, 3, 8, 8), torch.arange(4) % 2
+"""
+    )
+    monkeypatch.chdir(tmp_path)
+
+    def found(*arguments: str) -> list[tuple[str, bool, bool]]:
+        return [(run.precision, run.channels_last, run.compile) for run in training_of(*arguments)]
+
+    colour = ["--data", "own_small:load", "--batch-size", "4"]  # ten steps in an epoch
+    conv, flat = [*colour, "--model", "conv_digits"], [*colour, "--model", "lenet_300_100"]
+    plain, last = ("fp32", False, False), ("fp32", True, False)
+    assert found() == found("--model", "conv_digits") == found(*flat) == [plain, plain]
+    assert found(*conv) == found(*conv, "--device", "cuda", "--epochs", "499") == [last, last]
+    assert found(*conv, "--device", "cuda", "--epochs", "500") == [("fp32", True, True)] * 2
+    assert found(*flat, "--device", "cuda", "--epochs", "500") == [plain, plain]
+    assert found(*conv, "--device", "meta") == [plain, plain]
+    assert found(*conv, "--sparse") == [last, plain]
+    assert found("--precision", "bf16", "--compile", "--channels-last") == [("bf16", True, True)] * 2
+    assert found(*conv, "--no-channels-last", "--device", "cuda", "--epochs", "500", "--no-compile") == [plain, plain]
+    (search,) = search_of("--precision", "bf16", "--no-dense", "--model", "conv_digits", "--compile").configs
+    assert (search.precision, search.compile) == ("bf16", True)
 
 
 def test_patterns_can_be_typed() -> None:

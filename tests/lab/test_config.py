@@ -19,6 +19,7 @@ from tombola.lab.config import BUDGETS, Dense, RunConfig
 from tombola.lab.errors import LabError
 from tombola.lab.inputs import Images, Text
 from tombola.lab.settings import SGD, Adam, AdamW, Constant, Cosine, Drops, WarmUp
+from tombola.lab.transfer import Transfer
 from tombola.methods.continuous import ContinuousSparsification
 from tombola.methods.gradual import GradualMagnitude
 from tombola.methods.granet import GraNet
@@ -34,8 +35,12 @@ STEPPED = replace(CS, schedule=Drops(epochs=(1, 2)), score_optimizer=Adam(), ret
 RIGL = EVERY_METHOD["rigl"]
 READ = replace(DENSE, data="folder/flowers", inputs=Images(size=64, cutout=8, skip_damaged=True))
 ALL = {**EVERY_METHOD, "layerwise": LAYERWISE, "stepped": STEPPED, "images": READ}
-LATER = replace(ALL["images"], label_smoothing=0.1, clip=10.0, examples=500, schedule=WarmUp(epochs=2, then=Cosine()))
+LATER = replace(
+    ALL["images"], label_smoothing=0.1, clip=10.0, examples=500, schedule=WarmUp(epochs=2, then=Cosine()),
+    precision="bf16", channels_last=True, compile=True,
+)  # fmt: skip
 ALL["later"] = LATER
+ALL["grey"] = replace(READ, inputs=Images(channels=1))
 ALL["text"] = replace(DENSE, data="text/poems", model="mine:net", inputs=Text(unit="characters", length=64))
 
 
@@ -73,11 +78,17 @@ def written(value: Any) -> Any:
             "clip": None,
             "examples": None,
             "lottery": "no",
+            "transfer": None,
+            "precision": "fp32",
+            "channels_last": False,
+            "compile": False,
         }
         for name, before in later.items() if type(value) is RunConfig else ():
             if fields[name] == before:  # these came later
                 del fields[name]
-        return fields if type(value) is RunConfig else {"kind": kinds[type(value)], **fields}
+        if type(value) is Images and fields["channels"] == 3:  # and so did this
+            del fields["channels"]
+        return fields if type(value) in (RunConfig, Transfer) else {"kind": kinds[type(value)], **fields}
     if isinstance(value, tuple):
         return [written(entry) for entry in value]
     if callable(value):
@@ -151,6 +162,7 @@ CHOICES: dict[str, Any] = {
     "control_rounds": [1],
     "schedule.epochs": [1, 3],
     "rewind_step": 7,
+    "precision": "fp32",
     "score_optimizer": plain(STEPPED)["score_optimizer"],
 }
 
@@ -203,6 +215,16 @@ def test_a_setting_that_came_later_leaves_older_runs_their_names() -> None:
         RunConfig.from_json(json.dumps({**said, "sparse": None}))
 
 
+def test_images_of_older_runs_are_coloured() -> None:
+    assert "channels" not in plain(READ)["inputs"]
+    assert READ.content_hash == "4895b7f7f480"
+    said = {**plain(READ), "inputs": {**plain(READ)["inputs"], "channels": 3}}
+    assert RunConfig.from_json(json.dumps(said)) == READ
+    assert ALL["grey"].content_hash != replace(READ, inputs=Images()).content_hash
+    with pytest.raises(LabError, match=r"inputs.channels is 2, but must be 1 or 3"):
+        RunConfig.from_json(json.dumps({**said, "inputs": {**said["inputs"], "channels": 2}}))
+
+
 @pytest.mark.parametrize(
     ("config", "why"),
     [
@@ -217,6 +239,13 @@ def test_a_setting_that_came_later_leaves_older_runs_their_names() -> None:
 def test_what_cannot_be_trained_in_sparse_layers(config: RunConfig, why: str) -> None:
     with pytest.raises(ValueError, match=f"sparse must be false for {why}"):
         replace(config, sparse=True)
+
+
+@pytest.mark.parametrize("setting", [{"precision": "bf16"}, {"channels_last": True}, {"compile": True}], ids=str)
+def test_sparse_layers_compute_in_their_own_way(setting: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="precision must be fp32, channels_last and compile false for sparse layers"):
+        replace(RIGL, sparse=True, **setting)
+    assert replace(RIGL, **setting).setting == "density=0.2" + (" bf16" if "precision" in setting else "")
 
 
 def test_older_runs_keep_their_folders() -> None:
@@ -421,7 +450,7 @@ def test_what_a_person_calls_it() -> None:
         "", "equal epochs", "s0=-0.02", "density=0.5,0.2", "keep=0.5", "keep=0.5", "s0=1", "1 epoch", "width=0.5",
         "density=0.2", "density=0.2 sparse", "density=0.2 sparse",
         "density=0.2 lottery=fixed", "density=0.2 lottery=moving", "density=0.25", "density=0.3 fan-in", "density=0.1",
-        "density=0.2", "keep by layer", "s0=-0.02", "", "", "",
+        "density=0.5,0.2", "keep=0.5", "density=0.2", "keep by layer", "s0=-0.02", "", "bf16", "", "",
     ]  # fmt: skip
     assert ASKED.title == "cs density=0.5,0.2 · conv_digits · digits · seed 0"
     assert DENSE.title == "dense · conv_digits · digits · seed 0"

@@ -73,9 +73,13 @@ def test_an_epoch_is_its_seed() -> None:
 
 
 def test_the_test_set_is_whole_and_in_order() -> None:
-    x, y = torch.arange(2500.0).view(-1, 1), torch.zeros(2500).long()
+    x, y = torch.arange(250.0).view(-1, 1), torch.zeros(250).long()
     data = Data(x[:1], y[:1], x, y, 1, "long")
-    assert [len(part) for part, _ in data.test()] == [1000, 1000, 500]
+    assert [len(part) for part, _ in data.test()] == [100, 100, 50]
+    elsewhere = dataclasses.replace(
+        data, test_x=torch.empty(2500, 1, device="meta").byte(), test_y=torch.zeros(2500).long()
+    )
+    assert [len(part) for part, _ in elsewhere.test()] == [1000, 1000, 500]
     assert torch.equal(torch.cat([part for part, _ in data.test()]), x)
 
 
@@ -275,7 +279,7 @@ def test_cifar100(tmp_path: Path) -> None:
         cifar100(inner)
     with pytest.raises(LabError, match="say where its cifar-100-python folder is with --data-dir"):
         load("cifar100")
-    with pytest.raises(LabError, match="size and skip_damaged are for image folders"):
+    with pytest.raises(LabError, match="size, channels and skip_damaged are for image folders"):
         load("cifar100", data_dir=tmp_path, inputs=Images(size=8))
 
 

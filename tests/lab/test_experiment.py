@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tombola.lab.config import Dense, RunConfig
 from tombola.lab.data import digits
 from tombola.lab.errors import LabError
 from tombola.lab.models import build
+from tombola.lab.runs.compiling import compiled
 from tombola.lab.runs.experiment import execute
 from tombola.lab.runs.looking import read_metrics
 from tombola.lab.runs.lottery import begin_with
@@ -76,7 +78,7 @@ class ByHand:
         config, data = self.config, self.data
         kind = torch.optim.Adam if config.method_name == "iss" else torch.optim.SGD
         momentum = {} if config.method_name == "iss" else {"momentum": 0.9}
-        optimizer = kind(self.model.parameters(), lr=config.optimizer.lr, **momentum)
+        optimizer = kind(self.model.parameters(), lr=config.optimizer.lr, fused=True, **momentum)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.epochs * times)
         run = attach(optimizer) if attach is not None else None
         for epoch in range(config.epochs * times):
@@ -327,7 +329,7 @@ STOPPED = [
     "snip, fan-in",
     "gmp",
 ]
-STOPPED += ["cs, pruning"]
+STOPPED += ["cs, pruning", "imp, transfer"]
 
 
 @pytest.mark.parametrize("name", STOPPED)
@@ -529,6 +531,97 @@ def net(classes):
     assert files(path) == files(straight)
 
 
+COLOURS = """
+import torch
+
+def load():
+    x = torch.randn(700, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    y = x.flatten(1)[:, :10].argmax(1)
+    return x[:600], y[:600], x[600:], y[600:]
+"""
+IN_COLOUR = replace(EVERY_METHOD["rigl"], data="own_colours:load", epochs=3)
+
+
+@pytest.mark.parametrize(
+    ("setting", "backend"),
+    [
+        ({"precision": "bf16"}, None),
+        ({"channels_last": True}, None),
+        ({"compile": True}, "aot_eager"),
+        pytest.param(
+            {"compile": True, "channels_last": True},
+            "inductor",
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.timeout(1800),
+                pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+            ],
+        ),
+    ],
+    ids=["bf16", "channels-last", "compiled", "inductor"],
+)
+def test_a_stop_costs_nothing_however_it_computes(
+    setting: dict[str, Any], backend: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_colours.py").write_text(COLOURS)
+    monkeypatch.chdir(tmp_path)
+    asked: list[int] = []
+
+    def by_backend(*arguments: Any, **options: Any) -> Any:
+        asked.append(options["batch_size"])
+        return compiled(*arguments, **options, backend=backend)
+
+    monkeypatch.setattr("tombola.lab.runs.work.compiled", by_backend)
+    config = replace(IN_COLOUR, **setting)
+    straight = execute(config, tmp_path / "straight")
+    path = stopped(config, tmp_path / "cut", after=1)
+    torch.compiler.reset()
+    assert execute(config, tmp_path / "cut") == path
+    assert files(path) == files(straight)
+    assert asked == ([128] * 3 if "compile" in setting else [])
+    assert not [r for r in read_metrics(path / "metrics.jsonl") if r["kind"] == "warning"]
+    usual = results(execute(IN_COLOUR, tmp_path / "usual"))
+    found, expected = results(path)[0]["test_loss"], usual[0]["test_loss"]
+    assert found == pytest.approx(expected, rel=0.05)
+    if "precision" in setting or backend == "aot_eager":
+        assert (found == expected) == (backend == "aot_eager")  # which reorders nothing
+
+
+def test_each_network_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rounds of a search train the same one, whatever its masks; PyTorch gives up after a few."""
+    times: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> Any:
+        times.append("a graph")
+        return graph.forward
+
+    monkeypatch.setattr("tombola.lab.runs.work.compiled", partial(compiled, backend=backend))
+    config = replace(IMP_, method=IMP(keep=0.8), rounds=10, epochs=1, compile=True)
+    path = execute(config, tmp_path)
+    assert len(results(path)) == 10
+    assert len(times) == 2  # the search's, and that of the last ticket
+    usual = execute(replace(config, compile=False), tmp_path)
+    assert [r["test_loss"] for r in results(path)] == [r["test_loss"] for r in results(usual)]
+
+
+def test_what_cannot_be_compiled_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_colours.py").write_text(COLOURS)
+    monkeypatch.chdir(tmp_path)
+
+    def backend(graph: object, inputs: object) -> Any:
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr("tombola.lab.runs.work.compiled", partial(compiled, backend=backend))
+    config, events = replace(IN_COLOUR, compile=True), list[Event]()
+    path = stopped(config, tmp_path, after=2)
+    execute(config, tmp_path, on_event=lambda name, event: events.append(event))
+    (warning,) = (r for r in read_metrics(path / "metrics.jsonl") if r["kind"] == "warning")
+    assert warning["text"].startswith("compile: trained without torch.compile: BackendCompilerFailed: ")
+    assert not [event for event in events if event["event"] == "warning"]
+    usual = execute(IN_COLOUR, tmp_path / "usual")
+    assert [r["test_loss"] for r in results(path)] == [r["test_loss"] for r in results(usual)]
+
+
 def test_a_run_knows_whether_its_data_are_the_publishers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_copy.py").write_text(
         """
@@ -542,7 +635,9 @@ def copy(): return replace(digits(), original=False)
     path = execute(replace(DENSE, data="own_copy:copy"), tmp_path / "copy")
     first, *others = read_metrics(path / "metrics.jsonl")
     assert first == {"kind": "data", "original": False}
-    assert others == read_metrics(execute(DENSE, tmp_path / "own") / "metrics.jsonl")
+    own = read_metrics(execute(DENSE, tmp_path / "own") / "metrics.jsonl")
+    assert others.pop() | {"data": "digits"} == own.pop()
+    assert others == own
 
 
 def test_data_behind_loaders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

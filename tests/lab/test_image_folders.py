@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from torch import Tensor
 from tombola.lab.cli.main import run
 from tombola.lab.cli.recipes import Training
 from tombola.lab.data import Data, images, load
-from tombola.lab.data.folder import image_folder
+from tombola.lab.data.folder import all_grey, image_folder
 from tombola.lab.data.stream import MEAN, STD, Stream
 from tombola.lab.errors import LabError
 from tombola.lab.inputs import Images, Text
@@ -105,6 +105,89 @@ def test_grey_and_transparent_images_are_made_coloured(tmp_path: Path) -> None:
     assert isinstance(data, Data)
     assert data.train_x[1].unique().tolist() == [7]
     assert [channel.unique().tolist() for channel in data.train_x[2]] == [[1], [2], [3]]
+
+
+# ---- grey images
+
+
+def greyed(root: Path) -> Path:
+    """The same folder with its images in grey."""
+    for path in root.rglob("*.png"):
+        Image.open(path).convert("L").save(path)
+    return root
+
+
+def test_grey_images_have_one_channel_when_asked(tmp_path: Path) -> None:
+    root = greyed(made(tmp_path / "pets"))
+    grey, colour = (load("folder/pets", data_dir=root, inputs=Images(channels=c)) for c in (1, 3))
+    assert isinstance(grey, Data)
+    assert isinstance(colour, Data)
+    assert (grey.input_shape, colour.input_shape) == ((1, 10, 12), (3, 10, 12))
+    assert torch.equal(grey.train_x[6, 0], torch.from_numpy(np.array(Image.open(root / "train" / "dog" / "0.png"))))
+    assert torch.equal(grey.train_x.expand(-1, 3, -1, -1), colour.train_x)
+    pixels = grey.train_x.double() / 255
+    assert grey.mean is not None
+    assert grey.std is not None
+    assert (grey.mean.shape, grey.std.shape) == ((1, 1, 1), (1, 1, 1))
+    assert float(grey.mean) == pytest.approx(float(pixels.mean()), abs=1e-6)
+    assert float(grey.std) == pytest.approx(float(pixels.std(correction=0)), abs=1e-6)
+    x, _ = next(grey.epoch(0, batch_size=4, augment=True))
+    assert x.shape == (4, 1, 10, 12)
+
+
+def test_coloured_images_can_be_read_in_grey(tmp_path: Path) -> None:
+    root = made(tmp_path / "pets")
+    data = load("folder/pets", data_dir=root, inputs=Images(channels=1))
+    assert isinstance(data, Data)
+    red, green, blue = opened(root / "train" / "cat" / "0.png").double()
+    assert (data.train_x[0, 0] - (0.299 * red + 0.587 * green + 0.114 * blue)).abs().max() <= 1  # ITU-R 601-2 luma
+
+
+def test_grey_images_are_streamed(tmp_path: Path) -> None:
+    root = greyed(made(tmp_path / "big", sizes=((40, 30), (33, 50))))
+    for workers in (0, 1):
+        data = image_folder(root, Images(size=16, channels=1), name="big", workers=workers, tell=silent)
+        assert data.input_shape == (1, 16, 16)
+        x, _ = next(iter(data.epoch(3, batch_size=5, augment=True)))
+        assert x.shape == (5, 1, 16, 16)
+    (x, _), = data.test()  # fmt: skip
+    image = Image.open(root / "val" / "cat" / "0.png")
+    side = 30 / 256 * 224
+    box = ((40 - side) / 2, (30 - side) / 2, (40 + side) / 2, (30 + side) / 2)
+    by_hand = np.array(image.resize((16, 16), Image.Resampling.BILINEAR, box=box)).astype(float) / 255
+    assert np.allclose(x[0, 0].numpy(), (by_hand - sum(MEAN) / 3) / (sum(STD) / 3), atol=0.01)
+
+
+def test_what_is_asked_for_is_what_the_folder_has(tmp_path: Path) -> None:
+    """The run's identity says how many channels it reads, so the command line looks; a run never guesses."""
+    root = greyed(made(tmp_path / "pets"))
+    choices = {"data": "folder", "data_dir": root, "model": "conv_digits", "image_size": 8}
+    assert Training(**choices).inputs == Images(size=8, channels=1)
+    assert Training(**choices, channels="3").inputs == Images(size=8)
+    (root / "train" / "cat" / "damaged.png").write_bytes(b"damaged")
+    (root / "train" / "cat" / "notes.txt").write_text("no image")
+    assert all_grey(root)
+    Image.new("P", (12, 10)).save(root / "val" / "dog" / "9.png")
+    assert not all_grey(root)
+    assert Training(**choices).inputs == Images(size=8)
+    assert Training(**choices, channels="1").inputs == Images(size=8, channels=1)
+    assert not all_grey(tmp_path / "nowhere")
+    assert not all_grey(root / "train" / "cat")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_more_than_eight_bits_are_not_cut_off(channels: Literal[1, 3], tmp_path: Path) -> None:
+    root = made(tmp_path / "pets")
+    Image.fromarray(np.full((10, 12), 40_000, dtype=np.uint16)).save(root / "train" / "dog" / "2.png")
+    with pytest.raises(LabError, match=r"dog/2.png: has more than 8 bits a channel, .* convert it to 8 bits"):
+        load("folder/pets", data_dir=root, inputs=Images(channels=channels))
+
+
+def test_channels_are_for_folders() -> None:
+    with pytest.raises(LabError, match="data 'digits': size, channels and skip_damaged are for image folders"):
+        load("digits", inputs=Images(channels=1))
+    with pytest.raises(ValueError, match="channels must be 1 or 3, not 2"):
+        Images(channels=2)  # type: ignore[arg-type]
 
 
 # ---- read anew in each epoch
@@ -344,6 +427,8 @@ def test_when_images_are_augmented(asked: dict[str, Any], augment: bool, cutout:
         (["--data", "folder"], "--data folder: say which with --data-dir"),
         (["--image-size", "8"], "--image-size: is for --data folder, not digits"),
         (["--skip-damaged"], "--skip-damaged: is for --data folder, not digits"),
+        (["--channels", "1"], "--channels: is for --data folder, not digits"),
+        (["--channels", "2"], "--channels: '2' is not one of '1', '3'"),
         (["--length", "8"], "--length: is for --data text, not digits"),
         (["--data", "cifar10", "--unit", "bytes"], "--unit: is for --data text, not cifar10"),
         (["--cutout", "4"], "--cutout: is for --data cifar10 or cifar100 or folder, not digits"),

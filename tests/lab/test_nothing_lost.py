@@ -41,6 +41,10 @@ def load():
     x = torch.randn(1500, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     y = x.flatten(1)[:, :10].argmax(1)
     return x[:1300], y[:1300], x[1300:], y[1300:]
+
+def other():
+    x, y, test_x, test_y = load()
+    return -x, y % 4, -test_x, test_y % 4
 """
     (tmp_path / "own_noise.py").write_text(text)
     monkeypatch.chdir(tmp_path)
@@ -191,6 +195,25 @@ def test_three_moments_of_sparse_layers(tmp_path: Path, noise: str) -> None:
     assert found.keys() == expected.keys()
     assert [name for name in found if found[name] != expected[name]] == []
     assert sum(name.endswith(".safetensors") for name in found) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_three_moments_of_a_transfer(tmp_path: Path, noise: str) -> None:
+    """In the search, and where its tickets are trained on the other data."""
+    command = arguments("imp", "--data", noise, "--transfer-to", "own_noise:other", "--epochs", "40")
+    stops: list[Stop] = [
+        (inside_a_save(".checkpoint-*.part", 2), kill_all),
+        (at_random(1.5 + random.Random(4).random()), kill_parent),
+        (at_random(1.5 + random.Random(5).random()), ctrl_c),
+        (at_random(1.5 + random.Random(6).random()), kill_all),
+    ]
+    expected = undisturbed(command, tmp_path / "undisturbed")
+    assert finish(command, tmp_path / "stopped", stops) >= 2
+    found = contents(tmp_path / "stopped")
+    assert found.keys() == expected.keys()
+    assert [name for name in found if found[name] != expected[name]] == []
+    assert any(b'"transferred": true' in content for content in found.values())
 
 
 @pytest.mark.slow

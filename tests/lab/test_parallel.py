@@ -12,6 +12,7 @@ from configs import CS, DENSE, IMP_
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
 from tombola.lab.report.reading import read_run
+from tombola.lab.runs.allocator import TUNABLES
 from tombola.lab.runs.experiment import execute
 from tombola.lab.runs.parallel import run_many
 from tombola.lab.runs.store import RunFolder
@@ -25,6 +26,8 @@ import torch
 from torch import nn
 
 def data():
+    with open("environment.txt", "a") as file:
+        print(os.environ.get("GLIBC_TUNABLES"), file=file)
     x = torch.randn(600, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     y = x.flatten(1)[:, :10].argmax(1)
     return x[:512], y[:512], x[512:], y[512:]
@@ -154,3 +157,19 @@ def test_tasks_wait_for_their_rounds(tmp_path: Path) -> None:
     schedule.failed(tasks["imp", 0], "something")
     assert (ready(), schedule.errors) == ([], {KEPT_BY_LAYER.folder_name: "something"})
     schedule.close()
+
+
+def test_workers_keep_their_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_troubles.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    for name in ("GLIBC_TUNABLES", "LD_PRELOAD"):
+        monkeypatch.delenv(name, raising=False)
+    config = replace(DENSE, data="own_troubles:data", epochs=1)
+    (kept,) = run_many([config], tmp_path / "kept")
+    assert "GLIBC_TUNABLES" not in os.environ
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=1")  # somebody knows better
+    (own,) = run_many([config], tmp_path / "own")
+    said = (tmp_path / "environment.txt").read_text().splitlines()
+    usual = ":".join(f"glibc.malloc.{name}={value}" for name, value in TUNABLES.items())
+    assert said == [usual, "glibc.malloc.arena_max=1"]
+    assert files(kept) == files(own)  # no bit depends on where something lies

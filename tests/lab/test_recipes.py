@@ -20,7 +20,7 @@ from tombola.lab.cli.recipes import RECIPES as TRAINED
 from tombola.lab.config import Dense, RunConfig
 from tombola.lab.data import load
 from tombola.lab.errors import LabError
-from tombola.lab.inputs import Text
+from tombola.lab.inputs import Images, Text
 from tombola.lab.recipes import RECIPES, SCALES, Recipe, Scale, find
 from tombola.lab.recipes.base import stretched
 from tombola.lab.recipes.baselines import arithmetic, schedules
@@ -307,7 +307,8 @@ def test_lenet_is_the_papers() -> None:
     assert config.method.until * 200 * 600 == pytest.approx(50_000)
     shapes = {"fc1.weight": torch.Size((300, 784)), "fc2.weight": torch.Size((100, 300))}
     assert config.method.budget(shapes, config.method.density) == {"fc1.weight": 2352, "fc2.weight": 3300}
-    assert config.method.density == pytest.approx((3 * 2352 + 3300) / (3 * 235_200 + 30_000), abs=5e-5)  # in colour
+    assert config.method.density == pytest.approx((2352 + 3300) / (235_200 + 30_000), abs=5e-5)
+    assert config.inputs == Images(channels=1)
 
 
 def test_the_language_model_is_the_papers() -> None:

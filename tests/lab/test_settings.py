@@ -22,25 +22,25 @@ def net() -> nn.Module:
 
 
 OPTIMIZERS: dict[str, tuple[Optimizer, Callable[..., torch.optim.Optimizer]]] = {
-    "sgd": (SGD(lr=0.2, momentum=0.0), lambda p: torch.optim.SGD(p, lr=0.2)),
+    "sgd": (SGD(lr=0.2, momentum=0.0), lambda p: torch.optim.SGD(p, lr=0.2, fused=True)),
     "momentum": (
         SGD(lr=0.05, momentum=0.8, weight_decay=0.01),
-        lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.8, weight_decay=0.01),
+        lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.8, weight_decay=0.01, fused=True),
     ),
     "nesterov": (
         SGD(lr=0.05, momentum=0.8, nesterov=True),
-        lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.8, nesterov=True),
+        lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.8, nesterov=True, fused=True),
     ),
     "adam": (
         Adam(lr=0.02, beta1=0.8, beta2=0.9, eps=1e-3, weight_decay=0.1),
-        lambda p: torch.optim.Adam(p, lr=0.02, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.1),
+        lambda p: torch.optim.Adam(p, lr=0.02, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.1, fused=True),
     ),
     "adamw": (
         AdamW(lr=0.02, beta1=0.8, beta2=0.9, eps=1e-3, weight_decay=0.1),
-        lambda p: torch.optim.AdamW(p, lr=0.02, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.1),
+        lambda p: torch.optim.AdamW(p, lr=0.02, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.1, fused=True),
     ),
-    "adam, defaults": (Adam(), lambda p: torch.optim.Adam(p, lr=3e-4)),
-    "adamw, defaults": (AdamW(), lambda p: torch.optim.AdamW(p)),
+    "adam, defaults": (Adam(), lambda p: torch.optim.Adam(p, lr=3e-4, fused=True)),
+    "adamw, defaults": (AdamW(), lambda p: torch.optim.AdamW(p, fused=True)),
 }
 SCHEDULES: dict[str, tuple[Schedule, Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]]] = {
     "constant": (Constant(), lambda o: torch.optim.lr_scheduler.ConstantLR(o, factor=1.0)),

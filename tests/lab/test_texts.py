@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,18 @@ from loop import same
 from torch import nn
 
 from tombola.lab.cli.main import run
+from tombola.lab.config import Dense, RunConfig
 from tombola.lab.data import Data, Tokens, load
 from tombola.lab.errors import LabError
 from tombola.lab.inputs import Images, Text
+from tombola.lab.models import build
+from tombola.lab.report.page import write_report
+from tombola.lab.runs.experiment import execute
+from tombola.lab.runs.looking import read_metrics
 from tombola.lab.runs.train import cross_entropy, fit, measure
+from tombola.lab.seeds import derive
+from tombola.lab.settings import SGD
+from tombola.methods.continuous import ContinuousSparsification
 
 SENTENCE = "Der Übermut tut selten gut, sagte der Hase — und lief.\n"
 
@@ -180,7 +190,45 @@ def test_shakespeare() -> None:
     assert 3.0 < after < 3.8  # pairs of letters tell no more
 
 
-# ---- a run, from the command line
+# ---- a run
+
+
+def test_the_validation_part_is_measured_beside_the_test_part(tmp_path: Path) -> None:
+    """By the network as it is measured on the test part: of a supermask, under the hard mask."""
+    data = tokens(tmp_path, text="".join(chr(97 + n * n // 7 % 26) for n in range(2400)), length=16)
+    sgd = SGD(lr=0.3)
+    dense = RunConfig(
+        data="text/fable.txt", model="gru_lm", width=0.05, method=Dense(), epochs=2, batch_size=16, optimizer=sgd,
+        inputs=Text(length=16),
+    )  # fmt: skip
+    (record, *_) = read_metrics(execute(dense, tmp_path, data_dir=tmp_path) / "metrics.jsonl")[-1:]
+    model = build("gru_lm", input_shape=(16,), classes=256, seed=derive(0, "initial weights"), width=0.05)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
+    for number in range(2):
+        for x, y in data.epoch(derive(0, "train", 0, "", number), batch_size=16, augment=False):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x).flatten(0, 1), y.flatten()).backward()
+            optimizer.step()
+    for key, part in (("test_loss", data.test_tokens), ("valid_loss", data.valid_tokens)):
+        whole = (len(part) - 1) // 16
+        x, y = (part[s : s + 16 * whole].view(whole, 16).long() for s in (0, 1))
+        with torch.no_grad():
+            by_hand = nn.functional.cross_entropy(model(x).flatten(0, 1), y.flatten())
+        assert record[key] == pytest.approx(float(by_hand), rel=1e-5)
+    assert record["valid_loss"] != record["test_loss"]
+    soft = ContinuousSparsification(train_weights=False, initial_score=0.0)
+    mask = replace(dense, method=soft, score_optimizer=SGD(lr=20.0), retrain=())
+    assert mask.supermask
+    *_, last, found = read_metrics(execute(mask, tmp_path, data_dir=tmp_path) / "metrics.jsonl")
+    assert found["valid_loss"] == last["hard_valid_loss"] != last["valid_loss"]
+    write_report([tmp_path], tmp_path / "page.html")
+    with (tmp_path / "page.csv").open(newline="") as file:
+        assert {float(row["valid_loss"]) for row in csv.DictReader(file)} == {
+            record["valid_loss"], found["valid_loss"]
+        }  # fmt: skip
+
+
+# ---- from the command line
 
 
 def test_a_text_from_the_command_line(
@@ -203,6 +251,8 @@ def wrong(classes): return nn.Sequential(nn.Embedding(classes, 16), nn.Linear(16
     assert run(["train", *common, "--model", "own_bigram:net", "--density", "0.5", "--unit", "characters"]) == 0
     said = capsys.readouterr()
     assert "bits per character" in said.out
+    assert "validation" in said.out
+    assert "validation: bits on the part of a text that is for choosing among settings" in " ".join(said.out.split())
     assert "perplexity" in said.out
     assert "bits per character  RigL" in said.err.replace("\N{NO-BREAK SPACE}", " ")
     assert not isinstance(load("digits"), Tokens)

@@ -64,11 +64,12 @@ def test_a_loader_that_shuffles_with_the_global_generator() -> None:
         loader = DataLoader(TensorDataset(X, torch.arange(12)), batch_size=6, shuffle=True)
         model, seen = net(), []
 
-        def loss(outputs: Tensor, numbers: Tensor) -> Tensor:
+        def objective(x: Tensor, numbers: Tensor) -> Tensor:
             seen.extend(numbers.tolist())
-            return nn.functional.cross_entropy(outputs, numbers % 3)
+            return nn.functional.cross_entropy(model(x), numbers % 3)
 
-        fit(model, torch.optim.SGD(model.parameters(), lr=0.1), lambda epoch: loader, epochs=2, seed=1, loss=loss)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        fit(model, optimizer, lambda epoch: loader, epochs=2, seed=1, objective=objective)
         return seen
 
     first = order()

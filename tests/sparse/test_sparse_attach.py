@@ -23,7 +23,7 @@ import tombola
 from tombola import SET, SNFS, SNIP, ContinuousSparsification, Fixed, GradualMagnitude, GraNet, Masks, RigL, Static
 from tombola.patterns import NM
 from tombola.sparse import SparseConv1d, SparseConv2d, SparseLayer, SparseLinear
-from tombola.sparse.operators import recorders
+from tombola.sparse.execution import recorders
 
 STEPS = 200
 METHODS: dict[str, Any] = {

@@ -25,8 +25,8 @@ import tombola
 from tombola import SET, Fixed, GraNet, Masks, RigL, Static
 from tombola.lab.models import gru_lm
 from tombola.sparse import SparseGRU, SparseLinear, convert, load, measure, save
+from tombola.sparse.execution import recorders
 from tombola.sparse.layout import is_innermost
-from tombola.sparse.operators import recorders
 from tombola.sparse.swap import make_dense, make_sparse
 
 

@@ -6,16 +6,22 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from reference import LAYOUTS, draws, laid_out
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tombola.sparse import SparseConv1d, SparseConv2d, SparseLinear
+from tombola.sparse import layout as layout_module
 from tombola.sparse.layout import inside, is_innermost, outside, usual
+from tombola.sparse.turning import turned
 
 SHAPES = [(3, 4), (3, 4, 5), (3, 4, 5, 6), (2, 3, 1, 4), (3, 1, 4, 2)]
+LARGE = [(128, 256), (130, 17, 2, 3), (33, 129), (5, 7, 128)]  # turned by a loop of our own
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+each_size = pytest.mark.parametrize("shape", SHAPES + LARGE, ids=str)
 
 
 def numbers(shape: tuple[int, ...], layout: str = "usual") -> Tensor:
@@ -36,10 +42,16 @@ class Copies(TorchDispatchMode):
         return made
 
 
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch makes all copies, so that they are counted."""
+    monkeypatch.setattr(layout_module, "_LARGE", 2**60)
+
+
 # ---- there and back
 
 
-@each_shape
+@each_size
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_inside(shape: tuple[int, ...], layout: str) -> None:
     """The batch comes last and all is contiguous; of what lies so already it is a view."""
@@ -50,7 +62,7 @@ def test_inside(shape: tuple[int, ...], layout: str) -> None:
     assert (turned.data_ptr() == x.data_ptr()) == (layout == "innermost")
 
 
-@each_shape
+@each_size
 def test_outside(shape: tuple[int, ...]) -> None:
     """A view, of which :func:`inside` is the same memory again, in PyTorch's order of shapes."""
     turned = numbers(shape)
@@ -62,7 +74,7 @@ def test_outside(shape: tuple[int, ...]) -> None:
     assert inside(x).stride() == turned.stride()
 
 
-@each_shape
+@each_size
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_usual(shape: tuple[int, ...], layout: str) -> None:
     """The same numbers; what has the batch innermost is copied, everything else is left alone."""
@@ -73,6 +85,19 @@ def test_usual(shape: tuple[int, ...], layout: str) -> None:
     assert usual(x).is_contiguous()
     assert torch.equal(usual(x), x)
     assert usual(x).data_ptr() != x.data_ptr()
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.integers(0, 300), columns=st.integers(0, 300), threads=st.integers(1, 3))
+def test_a_turned_matrix(rows: int, columns: int, threads: int) -> None:
+    matrix, before = torch.rand(rows, columns), torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        found = turned(matrix)
+    finally:
+        torch.set_num_threads(before)
+    assert found.is_contiguous()
+    assert torch.equal(found, matrix.T)
 
 
 @each_shape
@@ -104,7 +129,16 @@ def test_gradients_are_those_of_a_view(turn: Any, shape: tuple[int, ...], layout
     assert torch.autograd.gradgradcheck(turn, (x,))
 
 
-@each_shape
+@pytest.mark.parametrize("turn", [inside, usual])
+def test_second_gradients_of_large_ones(turn: Any) -> None:
+    """Of single precision, which our own loop turns: by a layer's gradient it must not be cut off."""
+    x = numbers((128, 256), "usual" if turn is inside else "innermost").requires_grad_()
+    (by_x,) = torch.autograd.grad(turn(x).pow(3).sum(), x, create_graph=True)
+    (twice,) = torch.autograd.grad(by_x.sum(), x)
+    torch.testing.assert_close(twice, 6 * x.detach())
+
+
+@each_size
 def test_layouts_of_gradients(shape: tuple[int, ...]) -> None:
     """The gradient lies as what it belongs to, so that no operation on the way back mixes the two."""
     x = numbers(shape).requires_grad_()
@@ -166,6 +200,7 @@ BETWEEN: dict[str, Any] = {
 }
 
 
+@pytest.mark.usefixtures("seen")
 @pytest.mark.parametrize("between", BETWEEN.values(), ids=BETWEEN.keys())
 def test_nothing_is_copied_between_layers(between: Any) -> None:
     """The second layer reads the very memory that the operation before it wrote: its saved input is no copy."""
@@ -184,6 +219,7 @@ def test_nothing_is_copied_between_layers(between: Any) -> None:
     assert copies.count == 0
 
 
+@pytest.mark.usefixtures("seen")
 def test_a_usual_input_is_copied_once() -> None:
     """And so is its gradient, and the output of a dense layer; all between lies right."""
     draw = draws(0)
@@ -203,6 +239,7 @@ def test_a_usual_input_is_copied_once() -> None:
     assert copies.count == 1
 
 
+@pytest.mark.usefixtures("seen")
 def test_a_sequence_passes_linear_layers_without_copies() -> None:
     """(batch, time, features) after a sparse linear layer is a view of what the next one reads."""
     first, second = SparseLinear(6, 8, density=0.5), SparseLinear(8, 4, density=0.5)

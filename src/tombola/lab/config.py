@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -19,8 +19,10 @@ from typing import Any, Literal, TypeAlias
 from tombola.budgets import Budget, erdos_renyi, erk, global_, uniform
 from tombola.lab.errors import LabError
 from tombola.lab.inputs import Images, Inputs, Text
+from tombola.lab.later import with_later, without_later
 from tombola.lab.settings import SGD, Adam, AdamW, Constant, Cosine, Drops, Optimizer, Schedule, WarmUp
 from tombola.lab.strict import Codec, parse
+from tombola.lab.transfer import Transfer
 from tombola.methods.continuous import ContinuousSparsification
 from tombola.methods.gradual import GradualMagnitude
 from tombola.methods.granet import GraNet
@@ -81,8 +83,6 @@ BUDGETS: dict[str, Budget] = {
 _OPTIMIZERS = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
 _SCHEDULES = {"constant": Constant, "drops": Drops, "cosine": Cosine, "warm-up": WarmUp}
 _INPUTS = {"images": Images, "text": Text}
-_BEFORE = {"sparse": False, "inputs": None, "label_smoothing": 0.0, "clip": None, "examples": None, "lottery": "no"}
-"""Settings that came later -> what every run without them is; whatever the default may become, this must stay."""
 _CODEC = Codec({**METHODS, **PATTERNS, **_OPTIMIZERS, **_SCHEDULES, **_INPUTS}, BUDGETS)
 _CONSTANT = Constant()
 
@@ -116,6 +116,9 @@ class RunConfig:
         examples: train on the first so many alone, for smaller experiments; None: on all.
         lottery: of a method that moves connections: train once more from the initial weights with the connections of
             the end, ``"fixed"`` or ``"moving"`` on; ``"no"``: do not.
+        transfer: of a search: other data that the tickets of ``retrain``, and their controls, are trained on too.
+        precision, channels_last: how the network computes, as :class:`tombola.lab.runs.mode.Mode` has them.
+        compile: train by code that ``torch.compile`` makes, on CUDA in CUDA graphs, where that can be had.
 
     Raises:
         ValueError: a value outside its range, or settings that contradict each other.
@@ -145,6 +148,10 @@ class RunConfig:
     clip: float | None = None
     examples: int | None = None
     lottery: Literal["no", "fixed", "moving"] = "no"
+    transfer: Transfer | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for key in ("rounds", "epochs", "batch_size", "evaluate_every"):
@@ -174,6 +181,11 @@ class RunConfig:
             raise ValueError("score_optimizer must be null for a method that learns no scores")
         if self.lottery != "no" and (self.sparse or not isinstance(self.method, RigL | SET | SNFS)):
             raise ValueError(f"lottery must be no for {'sparse layers' if self.sparse else self.method_name}")
+        if self.transfer is not None and not self.transferred():
+            why = "no ticket is retrained" if self.searches else f"{self.method_name} finds no ticket"
+            raise ValueError(f"transfer must be null where {why}")
+        if self.sparse and (self.precision != "fp32" or self.channels_last or self.compile):
+            raise ValueError("precision must be fp32, channels_last and compile false for sparse layers")
         if self.sparse and (problem := never_dense(self.method)):
             raise ValueError(f"sparse must be false for {self.method_name}, which {problem}")
 
@@ -193,7 +205,7 @@ class RunConfig:
             LabError: unknown, missing or doubled keys, wrong types, values out of range.
         """
         plain = parse(text, where=where)
-        config = _CODEC.decode({**_BEFORE, **plain} if isinstance(plain, dict) else plain, cls, where=where)
+        config = _CODEC.decode(with_later(plain), cls, where=where)
         assert isinstance(config, cls)
         return config
 
@@ -211,8 +223,7 @@ class RunConfig:
         return cls.from_json(text, where=str(path))
 
     def _plain(self) -> dict[str, Any]:
-        plain = _CODEC.encode(self)
-        return {key: value for key, value in plain.items() if key not in _BEFORE or value != _BEFORE[key]}
+        return without_later(_CODEC.encode(self))
 
     @property
     def content_hash(self) -> str:
@@ -237,7 +248,8 @@ class RunConfig:
         """The settings that tell runs of a method apart in a table."""
         width = "" if self.width == 1 else f"width={self.width:g}"
         lottery = "" if self.lottery == "no" else f"lottery={self.lottery}"
-        parts = (self._method_setting, width, "sparse" if self.sparse else "", lottery)
+        precision = "" if self.precision == "fp32" else self.precision
+        parts = (self._method_setting, width, "sparse" if self.sparse else "", lottery, precision)
         return " ".join(part for part in parts if part)
 
     @property
@@ -261,7 +273,15 @@ class RunConfig:
     def title(self) -> str:
         """What a person calls this run: method, setting, model, data and seed."""
         head = " ".join(part for part in (self.method_name, self.setting) if part)
-        return f"{head} · {self.model} · {self.data} · seed {self.seed}"
+        data = self.data if self.transfer is None else f"{self.data} → {self.transfer.data}"
+        return f"{head} · {self.model} · {data} · seed {self.seed}"
+
+    @property
+    def target(self) -> RunConfig:
+        """How tickets are trained on the data of ``transfer``: as here, but for what it says."""
+        assert self.transfer is not None
+        there = {f.name: getattr(self.transfer, f.name) for f in fields(self.transfer)}
+        return replace(self, transfer=None, **there)
 
     @property
     def searches(self) -> bool:
@@ -301,6 +321,12 @@ class RunConfig:
         rounds = range(1, self.rounds + 1) if self.retrain == "all" else sorted(set(self.retrain))
         return tuple(r for r in rounds if r == self.rounds or not self.free_retraining)
 
+    def transferred(self) -> tuple[int, ...]:
+        """Rounds whose tickets are trained on the data of ``transfer``, in order."""
+        if self.transfer is None or not self.searches:
+            return ()
+        return tuple(range(1, self.rounds + 1)) if self.retrain == "all" else tuple(sorted(set(self.retrain)))
+
     def stretched(self, epochs: int) -> int:
         """So many epochs times as many as the method says, at least 1."""
         return max(1, round(epochs * self.method.times)) if isinstance(self.method, Dense) else epochs
@@ -311,7 +337,8 @@ class RunConfig:
         if not self.searches:
             return self.stretched(self.epochs) * (1 if self.lottery == "no" else 2)
         controls = len(set(self.controls)) * len(set(self.control_rounds))
-        return self.epochs * (self.rounds + len(self.retrained()) + controls)
+        there = 0 if self.transfer is None else self.transfer.epochs * (len(self.transferred()) + controls)
+        return self.epochs * (self.rounds + len(self.retrained()) + controls) + there
 
 
 def never_dense(method: Method) -> str:

@@ -17,6 +17,7 @@ class Images:
             are, all of one size, in memory, and augmented by flips and crops of the padded image as CIFAR is.
         cutout: side of the square that is blanked out in each training image, in pixels; 0: none. It is part of the
             augmentation.
+        channels: that images of a folder are read with: 3, red, green and blue, or 1, grey.
         skip_damaged: leave damaged images of a folder out instead of stopping at the first.
 
     Raises:
@@ -25,6 +26,7 @@ class Images:
 
     size: int | None = None
     cutout: int = 0
+    channels: Literal[1, 3] = 3
     skip_damaged: bool = False
 
     def __post_init__(self) -> None:
@@ -32,6 +34,8 @@ class Images:
             raise ValueError(f"size must be 1 or more, not {self.size}")
         if self.cutout < 0:
             raise ValueError(f"cutout must be 0 or more, not {self.cutout}")
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels must be 1 or 3, not {self.channels}")
 
 
 @dataclass(frozen=True, kw_only=True)

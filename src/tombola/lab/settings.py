@@ -31,9 +31,11 @@ class SGD:
 
     def make(self, parameters: Parameters) -> torch.optim.Optimizer:
         """The optimiser of ``parameters`` (tensors, or groups of them)."""
+        listed: list[Any] = list(parameters)
         return torch.optim.SGD(
-            parameters, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, weight_decay=self.weight_decay
-        )
+            listed, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, weight_decay=self.weight_decay,
+            fused=_fusible(listed),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +54,11 @@ class Adam:
 
     def make(self, parameters: Parameters) -> torch.optim.Optimizer:
         """The optimiser of ``parameters`` (tensors, or groups of them)."""
-        betas = (self.beta1, self.beta2)
-        return torch.optim.Adam(parameters, lr=self.lr, betas=betas, eps=self.eps, weight_decay=self.weight_decay)
+        listed: list[Any] = list(parameters)
+        return torch.optim.Adam(
+            listed, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps, weight_decay=self.weight_decay,
+            fused=_fusible(listed),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +77,11 @@ class AdamW:
 
     def make(self, parameters: Parameters) -> torch.optim.Optimizer:
         """The optimiser of ``parameters`` (tensors, or groups of them)."""
-        betas = (self.beta1, self.beta2)
-        return torch.optim.AdamW(parameters, lr=self.lr, betas=betas, eps=self.eps, weight_decay=self.weight_decay)
+        listed: list[Any] = list(parameters)
+        return torch.optim.AdamW(
+            listed, lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps, weight_decay=self.weight_decay,
+            fused=_fusible(listed),
+        )  # fmt: skip
 
 
 Optimizer: TypeAlias = SGD | Adam | AdamW
@@ -141,6 +149,13 @@ class WarmUp:
 
 
 Schedule: TypeAlias = Constant | Drops | Cosine | WarmUp
+
+
+def _fusible(parameters: list[Any]) -> bool:
+    """Whether PyTorch has its optimisers as one kernel for these: fewer passes over memory, and over sparse state Adam
+    is not ten times slower, as it is with a square root at a time of numbers that are mostly zeros."""
+    tensors = [p for entry in parameters for p in (entry["params"] if isinstance(entry, dict) else [entry])]
+    return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in tensors)
 
 
 def _check_rates(lr: float, weight_decay: float) -> None:

@@ -108,6 +108,9 @@ class Codec:
             if not isinstance(kind, str) or kind not in classes:
                 raise _wrong(_join(key, "kind"), kind, _choice(classes))
             return self._dataclass(plain, classes[kind], key)
+        nameless = [hint for hint in hints if dataclasses.is_dataclass(hint)]
+        if isinstance(plain, dict) and len(nameless) == 1:
+            return self._dataclass(plain, typing.cast(type, nameless[0]), key)
         complaints = []
         for hint in (hint for hint in hints if not _is_protocol(hint)):
             try:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_LARGE = 4096  # floats that are worth the start of threads
+
 
 def inside(x: Tensor) -> Tensor:
     """(N, …) -> (…, N), contiguous: a view of ``x`` if its batch is innermost already, else a copy.
@@ -20,9 +22,11 @@ def inside(x: Tensor) -> Tensor:
     turned = x.movedim(0, -1)
     if turned.is_contiguous():
         return turned
-    if x.is_contiguous() and x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if not x.is_contiguous() or torch.compiler.is_compiling():
+        return turned.contiguous()
+    if x.requires_grad and torch.is_grad_enabled():
         return _Turn.apply(x, True)  # type: ignore[no-any-return, no-untyped-call]
-    return turned.contiguous()
+    return _to_inside(x)
 
 
 def outside(x: Tensor) -> Tensor:
@@ -51,10 +55,37 @@ class _Turn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, to_inside: bool) -> Tensor:
         ctx.to_inside = to_inside
-        return x.movedim(0, -1).contiguous() if to_inside else x.contiguous()
+        return _to_inside(x) if to_inside else _to_usual(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         if ctx.to_inside:
-            return gradient.movedim(-1, 0).contiguous(), None
-        return gradient.movedim(0, -1).contiguous().movedim(-1, 0), None
+            return _to_usual(gradient.movedim(-1, 0)), None
+        return outside(_to_inside(gradient)), None
+
+
+def _to_inside(x: Tensor) -> Tensor:
+    """(N, …) -> (…, N), contiguous."""
+    if _is_matrix(x):
+        return _turned(x.view(x.shape[0], -1)).view(*x.shape[1:], x.shape[0])
+    return x.movedim(0, -1).contiguous()
+
+
+def _to_usual(x: Tensor) -> Tensor:
+    """(N, …), contiguous."""
+    within = x.movedim(0, -1)
+    if _is_matrix(within):
+        return _turned(within.view(-1, x.shape[0])).view(x.shape)
+    return x.contiguous()
+
+
+def _is_matrix(x: Tensor) -> bool:
+    """Whether turning ``x`` is a matter of our own loop, which nobody differentiates."""
+    differentiated = x.requires_grad and torch.is_grad_enabled()
+    return x.numel() >= _LARGE and x.is_contiguous() and x.is_cpu and x.dtype is torch.float32 and not differentiated
+
+
+def _turned(matrix: Tensor) -> Tensor:
+    from tombola.sparse.turning import turned  # imports Numba: not before it is needed
+
+    return turned(matrix)

@@ -8,9 +8,9 @@ import weakref
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from tombola.sparse.execution import recorders
 from tombola.sparse.growth import Piece
 from tombola.sparse.layer import SparseLayer
-from tombola.sparse.operators import recorders
 
 
 class Recorder:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tombola.sparse import execution
 from tombola.sparse.geometry import Geometry
-from tombola.sparse.operators import _by_input, _by_values, _forward
 from tombola.sparse.positions import Positions
 
 
@@ -81,11 +81,11 @@ class _Recurrence(torch.autograd.Function):
         ):
             pointers, entries, geometry = weight.positions.pointers, weight.positions.entries, weight.geometry
             if ctx.needs_input_grad[place]:
-                found[place] = _by_values(above, inputs, pointers, entries, geometry)
+                found[place] = execution.by_values(above, inputs, pointers, entries, geometry)
             if ctx.needs_input_grad[place + 1]:
                 found[place + 1] = above.sum(0).sum(1)  # faster than both at once
             if place == 2 and ctx.needs_input_grad[0]:
-                found[0] = _by_input(above, values, *_backwards(weight.positions), geometry)
+                found[0] = execution.by_input(above, values, *_backwards(weight.positions), geometry)
         return *found, None, None
 
 
@@ -128,13 +128,15 @@ def _back(
         sigmoid_back.grad_input(by_n * reset[step], r, grad_input=by_r)
         at_state[step, : 2 * hidden] = at_input[step, : 2 * hidden]
         torch.mul(by_n, r, out=at_state[step, 2 * hidden :])
-        carried = _by_input(at_state[step : step + 1], values, *back, by_state.geometry)[0].add_(straight)
+        carried = execution.by_input(at_state[step : step + 1], values, *back, by_state.geometry)[0].add_(straight)
     return at_input, at_state, carried
 
 
 def _product(x: Tensor, weight: Weight) -> Tensor:
     positions = weight.positions
-    return _forward(x, weight.values, weight.bias, positions.pointers, positions.entries, weight.geometry, False)
+    return execution.forward(
+        x, weight.values, weight.bias, positions.pointers, positions.entries, weight.geometry, False
+    )
 
 
 def _backwards(positions: Positions) -> tuple[Tensor, Tensor, Tensor]:

@@ -58,6 +58,7 @@ def search(context: click.Context, /, **options: Any) -> None:
       tombola search --density 0.1,0.05 --seeds 0,1,2 --out runs/asked
       tombola search --method cs,imp --data cifar10 --data-dir DIR --device cuda
       tombola search --initial-score -0.05,0 --data mine:load --model mine:net
+      tombola search --method imp --data cifar10 --transfer-to cifar100 --data-dir DIR
     """
     from tombola.lab.cli.running import Runs, searches
 

@@ -61,6 +61,12 @@ _INPUTS = [
         help="Height and width that images of a folder are cropped to; they are read anew in each epoch then.",
     ),
     click.option(
+        "--channels",
+        type=click.Choice(["1", "3"]),
+        show_default="1 if all of them are grey, else 3",
+        help="Read images of a folder in grey (1) or in colour (3).",
+    ),
+    click.option(
         "--augment/--no-augment",
         default=None,
         show_default="the recipe's; with --image-size yes",
@@ -97,6 +103,26 @@ _RECIPES = [
         type=click.Choice(["constant", "cosine", "step"]),
         show_default=_RECIPE,
         help="Of the learning rate, over the whole training; step: a tenth after 1/2 and after 3/4 of it.",
+    ),
+]
+_COMPUTED = [
+    click.option(
+        "--precision",
+        type=click.Choice(["fp32", "bf16"]),
+        show_default="fp32",
+        help="Of the arithmetic; bf16 by autocast, weights stay float32.",
+    ),
+    click.option(
+        "--channels-last/--no-channels-last",
+        default=None,
+        show_default="for convolutions over images of several channels",
+        help="Keep the channels of images innermost in memory.",
+    ),
+    click.option(
+        "--compile/--no-compile",
+        default=None,
+        show_default="on CUDA, for convolutions and at least 5,000 steps",
+        help="Train by code that torch.compile makes, on CUDA in CUDA graphs; if it cannot, the run says why.",
     ),
 ]
 _DENSE = click.option("--dense/--no-dense", default=True, show_default=True, help="Train the dense net too.")
@@ -230,6 +256,7 @@ _SEARCH = [
         help="Share of the surviving weights that a round of imp keeps.",
     ),
     *_RECIPES,
+    *_COMPUTED,
     click.option(
         "--rewind-epochs",
         type=_not_negative,
@@ -239,13 +266,34 @@ _SEARCH = [
     ),
     click.option("--rewind-step", type=_from_0, metavar="N", help="The same in optimiser steps."),
     click.option(
+        "--transfer-to",
+        metavar="NAME",
+        help="Train each ticket, and its controls, on these data too, and search there as well: what --data takes. "
+        "Layers of another shape there, the classifier mostly, begin fresh and stay dense.",
+    ),
+    click.option(
+        "--transfer-epochs",
+        type=EpochsType(),
+        metavar="N|xM",
+        show_default="those of --epochs",
+        help="Of each training on the data of --transfer-to.",
+    ),
+    click.option(
         "--controls/--no-controls",
         default=True,
         show_default=True,
         help="Train the last ticket shuffled and re-initialised too.",
     ),
     _DENSE,
-    *_WHERE,
+    *_WHERE[:2],
+    click.option(
+        "--transfer-dir",
+        type=click.Path(path_type=Path),
+        metavar="PATH",
+        show_default="that of --data-dir",
+        help="Where the data of --transfer-to lie.",
+    ),
+    *_WHERE[2:],
 ]
 _TRAIN = [
     click.option(
@@ -314,6 +362,7 @@ _TRAIN = [
     *_DATA,
     *_INPUTS,
     *_RECIPES,
+    *_COMPUTED,
     _DENSE,
     click.option(
         "--equal-arithmetic",

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
 from tombola.lab import models
 from tombola.lab.cli.values import Epochs
@@ -19,6 +21,7 @@ from tombola.lab.config import Dense, RunConfig
 from tombola.lab.data import load
 from tombola.lab.errors import LabError
 from tombola.lab.inputs import Images, Inputs, Text
+from tombola.lab.runs.mode import Precision, check_precision
 from tombola.lab.runs.workshop import Workshop
 from tombola.lab.settings import SGD, Adam, AdamW, Constant, Cosine, Drops, Optimizer, Schedule
 from tombola.lab.study import BASE, SCORE_OPTIMIZER
@@ -67,6 +70,7 @@ _SMALL = Recipe(
     schedule=BASE.schedule,
 )
 RECIPES = {"conv2": _CONV, "conv4": _CONV, "conv6": _CONV, "resnet20": _RESNET, "wrn_22_2": _WIDE}
+WORTH_COMPILING = 5000  # steps of a training: a minute of compiling comes first
 STEP, STEP_EPOCHS = Drops(epochs=(50, 75), by=0.1), 100  # a tenth after a half and after three quarters
 DEFAULT_MODEL = {
     "digits": "lenet_300_100",
@@ -76,7 +80,13 @@ DEFAULT_MODEL = {
     "text": "gru_lm",
 }
 AUGMENTED = ("cifar10", "cifar100", "folder")  # where the recipe says so; digits do not stand being mirrored
-INPUTS = {"image_size": ("folder",), "skip_damaged": ("folder",), "unit": ("text",), "length": ("text",)}
+INPUTS = {
+    "image_size": ("folder",),
+    "channels": ("folder",),
+    "skip_damaged": ("folder",),
+    "unit": ("text",),
+    "length": ("text",),
+}
 """Options that say how some data are read, and which."""
 
 
@@ -92,6 +102,7 @@ class Training:
     image_size: int | None = None
     augment: bool | None = None
     cutout: int | None = None
+    channels: str | None = None
     skip_damaged: bool = False
     unit: Literal["bytes", "characters"] | None = None
     length: int | None = None
@@ -102,7 +113,11 @@ class Training:
     optimizer: OptimizerName | None = None
     weight_decay: float | None = None
     schedule: ScheduleName | None = None
+    precision: Precision = "fp32"
+    channels_last: bool | None = None
+    compile: bool | None = None
     dense: bool = True
+    device: str = "cpu"
 
     @property
     def model_name(self) -> str:
@@ -130,7 +145,7 @@ class Training:
             raise LabError(f"--data {self.data}: say which with --data-dir")
         return f"{self.data}/{self.data_dir.resolve().name}"
 
-    @property
+    @cached_property
     def inputs(self) -> Inputs | None:
         """How the data are read, where they leave that open.
 
@@ -145,8 +160,21 @@ class Training:
         if self.data == "text":
             return Text(unit=self.unit or "bytes", length=self.length or Text.length)
         if self.data == "folder" or self.cutout:
-            return Images(size=self.image_size, cutout=self.cutout or 0, skip_damaged=self.skip_damaged)
+            return Images(
+                size=self.image_size, cutout=self.cutout or 0, channels=self._channels, skip_damaged=self.skip_damaged
+            )  # fmt: skip
         return None
+
+    @property
+    def _channels(self) -> Literal[1, 3]:
+        """Those that were asked for, else those of the folder: a run's identity says which, so that it is looked at."""
+        if self.data != "folder" or self.channels == "3":
+            return 3
+        if self.channels == "1":
+            return 1
+        from tombola.lab.data.folder import all_grey  # needs Pillow
+
+        return 1 if self.data_dir is not None and all_grey(self.data_dir) else 3
 
     @property
     def recipe(self) -> Recipe:
@@ -178,9 +206,26 @@ class Training:
             unmasked=self.unmasked or models.unmasked(self.model_name),
         )
         make = Workshop(config=base, data=data, device=torch.device("cpu"))
+        check_precision(self.precision, torch.device(self.device))
+        base = self._computed(base, make)
+        make = replace(make, config=base)
         make.check()
         make.maskable(make.model())
         return base, make
+
+    def _computed(self, base: RunConfig, make: Workshop) -> RunConfig:
+        """``base`` with how the network computes: as asked for, or else as is fastest on the device.
+
+        Measured on CPUs, channels_last trains ResNet-20 and Conv-6 in 0.8 of the time, while compiled code is faster
+        for one and slower for the other.
+        """
+        device, shape = torch.device(self.device).type, make.data.input_shape
+        convolves = any(isinstance(module, nn.Conv2d) for module in make.model().modules())
+        spatial = convolves and len(shape) == 3 and shape[0] > 1
+        long = base.epochs * make.data.steps(base.batch_size) >= WORTH_COMPILING
+        last = spatial and device in ("cpu", "cuda") if self.channels_last is None else self.channels_last
+        compiled = spatial and long and device == "cuda" if self.compile is None else self.compile
+        return replace(base, precision=self.precision, channels_last=last, compile=compiled)
 
     def score_optimizer(self) -> Optimizer | None:
         """The recipe's optimiser of scores, unless another one was asked for the weights."""

@@ -67,6 +67,7 @@ def reproduction(options: Mapping[str, Any], command: str) -> None:
 def _checked(recipe: Recipe, scale: Scale, options: Mapping[str, Any]) -> list[RunConfig]:
     """The runs, once it is sure that their data are there."""
     found = recipe.runs(scale, seeds=options["seeds"] or (), data_dir=options["data_dir"])
-    for data, inputs in dict.fromkeys((config.data, config.inputs) for config in found):
+    targets = [config.target for config in found if config.transfer is not None]
+    for data, inputs in dict.fromkeys((config.data, config.inputs) for config in (*found, *targets)):
         load(data, data_dir=options["data_dir"], inputs=inputs, tell=lambda text: None)
     return found

@@ -77,6 +77,7 @@ class Runs:
     workers: int
     device: str
     data_dir: Path | None
+    data_dirs: Mapping[str, Path]
     quiet: bool
     cluster: Cluster | None
 
@@ -87,7 +88,8 @@ class Runs:
         Raises:
             click.UsageError: values that do not go together, or no such device, data or model.
         """
-        device, cluster = options["device"], Cluster.from_options(options)
+        device, there = options["device"], options.get("transfer_dir")
+        cluster = Cluster.from_options(options)
         try:
             if cluster is None:
                 _check_device(device)
@@ -96,6 +98,7 @@ class Runs:
                 check_device(device)
         except LabError as error:
             raise click.UsageError(str(error), click.get_current_context()) from None
+        moved = [config.transfer.data for config in wanted if config.transfer is not None]
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         jobs = options["jobs"] or (max(1, cpus // options["threads"]) if device == "cpu" else 1)
         readers = max(1, cpus // jobs) if cluster is None else max(1, int(cluster.resources.cpus))
@@ -107,6 +110,7 @@ class Runs:
             workers=options["workers"] or readers,
             device=device,
             data_dir=options["data_dir"],
+            data_dirs=dict.fromkeys(moved, there) if there else {},
             quiet=options["quiet"],
             cluster=cluster,
         )
@@ -119,7 +123,10 @@ class Runs:
         """
         _remember(self.out, command)
         totals = {config.folder_name: config.total_epochs for config in self.configs}
-        how = How(device=self.device, threads=self.threads, data_dir=self.data_dir, workers=self.workers)
+        how = How(
+            device=self.device, threads=self.threads, data_dir=self.data_dir, data_dirs=self.data_dirs,
+            workers=self.workers,
+        )  # fmt: skip
         try:
             with watcher(Console(stderr=True, highlight=False), totals, quiet=self.quiet) as watch:
                 if self.cluster is None:

@@ -60,7 +60,8 @@ class SparseTraining(Training):
         runs = [replace(base, method=Dense())] if self.dense or "dense" in self.methods else []
         for method in sparse:
             scores = self.score_optimizer() if isinstance(method, ContinuousSparsification) else None
-            runs.append(replace(base, method=method, score_optimizer=scores, sparse=self.sparse))
+            run = replace(base, method=method, score_optimizer=scores)
+            runs.append(replace(run, sparse=True, channels_last=False, compile=False) if self.sparse else run)
         if self.sparse:
             replace(make, config=runs[-1]).check()
         if self.equal_arithmetic:
@@ -94,6 +95,9 @@ class SparseTraining(Training):
         still = [name for name in sparse if not issubclass(METHODS[name], Moves)]
         if getattr(self.pattern, "ablate", 0) and still:
             raise LabError(f"--pattern {self.pattern}: is not for {still[0]}, which moves no connections; give fan-in")
+        asked = {"precision": self.precision != "fp32", "channels-last": self.channels_last, "compile": self.compile}
+        if self.sparse and (bad := [option for option, given in asked.items() if given]):
+            raise LabError(f"--{bad[0]}: is not for --sparse, whose layers have kernels of their own, in float32")
         for name in ("densities", "equal_arithmetic", "small_dense", "sparse"):
             if getattr(self, name) and not sparse:
                 option = "--density" if name == "densities" else f"--{name.replace('_', '-')}"

@@ -12,7 +12,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tombola.lab.data.images import Files, class_names, decoded, listed, pixels, without_warnings
+from tombola.lab.data.images import (
+    Files,
+    class_names,
+    decoded,
+    image_files,
+    is_grey,
+    listed,
+    pixels,
+    without_warnings,
+)
 from tombola.lab.data.stream import Stream, skipped
 from tombola.lab.data.tensors import Data
 from tombola.lab.errors import LabError
@@ -56,7 +65,7 @@ def image_folder(
         )
     if inputs.size is not None:
         return Stream(
-            train=files[0], test_files=files[1], size=inputs.size, cutout=inputs.cutout,
+            train=files[0], test_files=files[1], size=inputs.size, cutout=inputs.cutout, channels=inputs.channels,
             skip_damaged=inputs.skip_damaged, name=name, workers=workers, tell=tell,
         )  # fmt: skip
     with without_warnings():
@@ -71,11 +80,25 @@ def image_folder(
     )  # fmt: skip
 
 
+def all_grey(root: Path) -> bool:
+    """Whether all images of the data set in ``root`` are grey, as far as they can be read; False if there is none."""
+    found = False
+    with without_warnings():
+        for part in ("train", *TEST_FOLDERS):
+            for name in class_names(root / part):
+                for path in image_files(root / part / name):
+                    grey = is_grey(path)
+                    if grey is False:
+                        return False
+                    found = found or grey is True
+    return found
+
+
 def _in_memory(files: Files, inputs: Images, name: str, workers: int) -> tuple[Tensor, Tensor, list[str]]:
-    """Pixels (N, 3, height, width) and labels (N,) of the good images, and what is wrong with the damaged ones."""
+    """Pixels (N, channels, height, width) and labels (N,) of the good images, and what is wrong with the others."""
     x: Tensor | None = None
     first, good, damaged = "", list[int](), list[str]()
-    for place, image in enumerate(_all(files.paths, workers)):
+    for place, image in enumerate(_all(files.paths, inputs.channels, workers)):
         if isinstance(image, LabError):
             if not inputs.skip_damaged:
                 raise image
@@ -98,12 +121,12 @@ def _in_memory(files: Files, inputs: Images, name: str, workers: int) -> tuple[T
     return x[: len(good)], files.labels[good], damaged
 
 
-def _all(paths: Sequence[str], workers: int) -> Iterator[Tensor | LabError]:
+def _all(paths: Sequence[str], channels: int, workers: int) -> Iterator[Tensor | LabError]:
     """The pixels of each image, or what is wrong with it, in order."""
 
     def one(path: str) -> Tensor | LabError:
         try:
-            return pixels(decoded(path))
+            return pixels(decoded(path, channels))
         except LabError as error:
             return error
 
@@ -113,7 +136,7 @@ def _all(paths: Sequence[str], workers: int) -> Iterator[Tensor | LabError]:
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation (3, 1, 1) of each channel over all pixels, of 0 … 1."""
+    """Mean and deviation (channels, 1, 1) of each channel over all pixels, of 0 … 1."""
     levels = torch.arange(256, dtype=torch.float64) / 255
     found = []
     for channel in x.unbind(1):
@@ -122,4 +145,4 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
         deviation = (share * (levels - mean) ** 2).sum().sqrt()
         found.append((float(mean), float(deviation) or 1.0))  # one colour everywhere: leave it as it is
     mean, std = torch.tensor(found).T
-    return mean.view(3, 1, 1), std.view(3, 1, 1)
+    return mean.view(-1, 1, 1), std.view(-1, 1, 1)

@@ -19,6 +19,8 @@ from torch import Tensor
 from tombola.lab.errors import LabError
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp")
+GREY = ("1", "L", "LA")  # what Pillow calls images without colour, of 8 bits at most
+DEEP = ("I", "F")  # and the beginning of what it calls those of more bits, which it cuts off at 255
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of random crops: share of the image, width / height
 MARGIN = 256 / 224  # the shorter side of the part that is evaluated is this much shorter than the image's
 _TRIES = 10
@@ -46,7 +48,7 @@ def listed(folder: Path) -> Files:
     paths: list[str] = []
     counts = []
     for name in classes:
-        found = sorted(entry.path for entry in os.scandir(folder / name) if entry.name.lower().endswith(KINDS))
+        found = image_files(folder / name)
         if not found:
             raise LabError(f"{folder / name}: has no {_kinds()} file; put the images of the class there or delete it")
         paths += found
@@ -61,18 +63,36 @@ def class_names(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."))
 
 
-def decoded(path: str) -> Image.Image:
-    """The image in a file, in red, green and blue.
+def image_files(folder: Path) -> list[str]:
+    """The images that lie in ``folder`` itself, in order."""
+    return sorted(entry.path for entry in os.scandir(folder) if entry.name.lower().endswith(KINDS))
+
+
+def is_grey(path: str) -> bool | None:
+    """Whether the image in a file has no colour, by its head alone; None: it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return image.mode in GREY
+    except Exception:  # as in decoded(), which says so
+        return None
+
+
+def decoded(path: str, channels: int = 3) -> Image.Image:
+    """The image in a file: red, green and blue, or if ``channels`` is 1 grey.
 
     Raises:
-        LabError: it cannot be read or is damaged.
+        LabError: it cannot be read, is damaged, or has more than 8 bits a channel.
     """
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            deep = image.mode.startswith(DEEP)
+            converted = image.convert("RGB" if channels == 3 else "L")
     except Exception as error:  # damaged files fail in as many ways as there are formats
         reason = " ".join((str(error) or type(error).__name__).replace(f"'{path}'", "it").split())[:120]
         raise LabError(f"{path}: not a readable image, or damaged ({reason}); {_MEND}") from None
+    if deep:
+        raise LabError(f"{path}: has more than 8 bits a channel, which would be cut off at 255; convert it to 8 bits")
+    return converted
 
 
 @contextmanager
@@ -84,8 +104,9 @@ def without_warnings() -> Iterator[None]:
 
 
 def pixels(image: Image.Image) -> Tensor:
-    """uint8 (3, height, width)."""
-    return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
+    """uint8 (3, height, width), or (1, height, width) of a grey image."""
+    x = torch.from_numpy(np.array(image))
+    return x[None] if x.ndim == 2 else x.permute(2, 0, 1).contiguous()
 
 
 def middle(image: Image.Image, size: int) -> Tensor:

@@ -67,8 +67,8 @@ def load(
         data = text(_place(name, rest, data_dir), _read_as(Text, inputs, name), name=name)
     elif name in ("digits", *_CIFAR):
         images = _read_as(Images, inputs, name)
-        if images.size is not None or images.skip_damaged:
-            raise LabError(f"data {name!r}: size and skip_damaged are for image folders")
+        if images != Images(cutout=images.cutout):
+            raise LabError(f"data {name!r}: size, channels and skip_damaged are for image folders")
         data = replace(_known(name, data_dir), cutout=images.cutout)
     elif ":" in name:
         if inputs is not None:

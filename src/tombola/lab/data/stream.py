@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.utils.data
@@ -28,6 +28,7 @@ from tombola.lab.seeds import derive
 
 EVALUATED = 250  # images at a time
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as everybody has them
+GREY = ((0.449,), (0.226,))  # of grey images: the means of the three
 
 Key = tuple[int, int | None]
 """Which image, and the seed of the epoch if it is to be augmented."""
@@ -37,15 +38,16 @@ Key = tuple[int, int | None]
 class Stream:
     """An image folder that is read anew in each epoch.
 
-    train, test_files: files and labels. size: height and width of an example. cutout: as in ``Images``. skip_damaged:
-    leave damaged images out, and ``tell`` how many they were, instead of stopping at the first. workers: processes that
-    read; 0: this one does.
+    train, test_files: files and labels. size: height and width of an example. cutout, channels: as in ``Images``.
+    skip_damaged: leave damaged images out, and ``tell`` how many they were, instead of stopping at the first. workers:
+    processes that read; 0: this one does.
     """
 
     train: Files
     test_files: Files
     size: int
     cutout: int
+    channels: Literal[1, 3]
     skip_damaged: bool
     name: str
     workers: int
@@ -60,7 +62,7 @@ class Stream:
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one example."""
-        return (3, self.size, self.size)
+        return (self.channels, self.size, self.size)
 
     def steps(self, batch_size: int) -> int:
         """Batches in an epoch: the whole ones.
@@ -99,11 +101,11 @@ class Stream:
 
     @cached_property
     def _training(self) -> _Reading:
-        return _Reading(self.train.paths, self.size, self.workers, pin=self.device.type == "cuda")
+        return _Reading(self.train.paths, self.size, self.channels, self.workers, pin=self.device.type == "cuda")
 
     @cached_property
     def _testing(self) -> _Reading:
-        return _Reading(self.test_files.paths, self.size, self.workers, pin=self.device.type == "cuda")
+        return _Reading(self.test_files.paths, self.size, self.channels, self.workers, pin=self.device.type == "cuda")
 
     @cached_property
     def _known(self) -> set[str]:
@@ -113,7 +115,8 @@ class Stream:
     def _batches(
         self, reading: _Reading, files: Files, batches: Sequence[Sequence[int]], seed: int | None
     ) -> Iterator[Batch]:
-        mean, std = (torch.tensor(channels, device=self.device).view(3, 1, 1) for channels in (MEAN, STD))
+        usual = (MEAN, STD) if self.channels == 3 else GREY
+        mean, std = (torch.tensor(channels, device=self.device).view(-1, 1, 1) for channels in usual)
         damaged: set[str] = set()
         for numbers, (x, good, problems) in zip(batches, reading.read(batches, seed), strict=True):
             if problems and not (self.skip_damaged and good):
@@ -147,10 +150,10 @@ class _Plan:
 class _Reading:
     """A loader whose processes stay from one epoch to the next, and leave with it."""
 
-    def __init__(self, paths: Sequence[str], size: int, workers: int, *, pin: bool) -> None:
+    def __init__(self, paths: Sequence[str], size: int, channels: int, workers: int, *, pin: bool) -> None:
         self.plan = _Plan()
         self.loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
-            _Examples(paths, size),
+            _Examples(paths, size, channels),
             batch_sampler=self.plan,
             num_workers=workers,
             collate_fn=_joined,
@@ -192,14 +195,14 @@ def _leave_with_parent(worker: int) -> None:
 class _Examples(torch.utils.data.Dataset[Tensor | str]):
     """Number and seed to pixels, or to what is wrong with the file: an exception would lose its name on the way."""
 
-    def __init__(self, paths: Sequence[str], size: int) -> None:
-        self.paths, self.size = paths, size
+    def __init__(self, paths: Sequence[str], size: int, channels: int) -> None:
+        self.paths, self.size, self.channels = paths, size, channels
 
     def __getitem__(self, key: Key) -> Tensor | str:
         number, seed = key
         try:
             with without_warnings():
-                image = decoded(self.paths[number])
+                image = decoded(self.paths[number], self.channels)
         except LabError as error:
             return str(error)
         if seed is None:

@@ -16,6 +16,9 @@ from tombola.lab.data.augment import PAD, augmented, cut, positions
 from tombola.lab.data.base import Batch, whole_batches
 from tombola.lab.errors import LabError
 
+EVALUATED = {True: 100, False: 1000}
+"""Examples that are evaluated at a time, on the CPU and elsewhere: what its caches can hold, and what fills a GPU."""
+
 
 @dataclass(frozen=True)
 class Data:
@@ -92,9 +95,10 @@ class Data:
             yield cut(x, centre, self.cutout) if self.cutout else x, self.train_y[chosen]
 
     def test(self) -> Iterator[Batch]:
-        """The test set, in batches of at most 1,000."""
-        for start in range(0, len(self.test_x), 1000):
-            yield self._normalised(self.test_x[start : start + 1000]), self.test_y[start : start + 1000]
+        """The test set in order, in batches of at most :data:`EVALUATED`."""
+        size = EVALUATED[self.test_x.is_cpu]
+        for x, y in zip(self.test_x.split(size), self.test_y.split(size), strict=True):
+            yield self._normalised(x), y
 
     def first(self, examples: int) -> Data:
         """The same data set with the first so many training examples alone.

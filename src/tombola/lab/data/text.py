@@ -1,7 +1,8 @@
 """Texts as bytes or characters, to predict each from those before it.
 
 A file is split by position: the first 90 % to train, 5 % to validate, 5 % to test. A folder may hold ``train.txt``,
-``valid.txt`` and ``test.txt`` instead.
+``valid.txt`` and ``test.txt`` instead. Networks are measured on the validation part whenever they are on the test part:
+it is for choosing among settings.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from tombola.lab.recipes import (
     rigl_imagenet,
     rigl_lenet,
     rigl_lottery,
+    transfer,
 )
 from tombola.lab.recipes.base import SCALES, Recipe, Scale
 
@@ -37,6 +38,7 @@ RECIPES: tuple[Recipe, ...] = (
     rigl_imagenet.MOBILENET_RECIPE,
     rigl_gru.RECIPE,
     rigl_lottery.RECIPE,
+    transfer.RECIPE,
 )
 
 

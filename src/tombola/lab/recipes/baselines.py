@@ -24,7 +24,12 @@ STEP, STEP_EPOCHS = Drops(epochs=(50, 75), by=0.1), 100  # a tenth after a half 
 SHAPES: Mapping[str, tuple[tuple[int, ...], int]] = {
     "digits": ((1, 8, 8), 10),
     "cifar10": ((3, 32, 32), 10),
-    "folder/mnist": ((3, 28, 28), 10),
+    "cifar100": ((3, 32, 32), 100),
+    "tombola.lab.recipes.classes:cifar10_animals": ((3, 32, 32), 6),
+    "tombola.lab.recipes.classes:cifar10_vehicles": ((3, 32, 32), 4),
+    "tombola.lab.recipes.classes:digits_to_5": ((1, 8, 8), 6),
+    "tombola.lab.recipes.classes:digits_from_6": ((1, 8, 8), 4),
+    "folder/mnist": ((1, 28, 28), 10),
     "folder/imagenet": ((3, 224, 224), 1000),
     "text/wikitext-103": ((16,), 256),
 }
@@ -59,7 +64,7 @@ def dense(runs: Sequence[RunConfig]) -> list[RunConfig]:
     for run in runs:
         plain = replace(
             run, method=Dense(), rounds=1, rewind_step=0, retrain="all", controls=(), control_rounds=(),
-            score_optimizer=None, sparse=False,
+            score_optimizer=None, sparse=False, transfer=None,
         )  # fmt: skip
         found += schedules(plain)
         if run.searches:

@@ -3,7 +3,8 @@
 Evci, Gale, Menick, Castro & Elsen, arXiv 1911.11134, section 4.2: bytes, embedding 128, GRU 512, readout 256 and 128;
 Adam at 7e-4, L2 5e-4, sequences of 512 in batches of 32, gradients clipped to 10, 200,000 steps; each layer alike;
 ΔT = 100, α = 0.1 and moves to the end; pruning from step 50,000 to 150,000 every 1,000. No number is printed: pruning
-is best, then RigL and SNFS, then SET; RigL does not reach pruning.
+is best, then RigL and SNFS, then SET; RigL does not reach pruning. From memory, the figure shows validation losses;
+here those stand beside the ones on the test part, so that neither has to serve for choosing and for reporting.
 
 Departs from the paper in:
   * six epochs of WikiText-103 instead of 200,000 steps (about 33,000 steps an epoch);

@@ -32,6 +32,8 @@ def result_columns(tasks: Sequence[Task]) -> list[Column]:
     ]
     tokens = list(dict.fromkeys(row.token for task in tasks for row in task.rows if row.token))
     columns += [_bits(token) for token in tokens]
+    if any(row.valid for task in tasks for row in task.rows):
+        columns.append(Column("validation", _validation, lambda row: row.valid.mean if row.valid else None))
     if tokens:
         columns.append(Column("perplexity", _perplexity, lambda row: row.loss.mean if row.loss and row.token else None))
     if not any(task.searched for task in tasks):
@@ -79,8 +81,12 @@ def reading(tasks: Sequence[Task]) -> str:
     text = "Accuracy: on the test set, in %, mean ± sd over seeds"
     if any(row.token for task in tasks for row in task.rows):
         text += ", of texts the share of tokens that are foretold"
+    if any(row.valid for task in tasks for row in task.rows):
+        text += "; validation: bits on the part of a text that is for choosing among settings"
     if any(task.searched for task in tasks):
         text += ", of tickets after retraining. Epochs: of the search up to that round and of the retraining"
+    if any(row.found_on for task in tasks for row in task.rows):
+        text += "; a ticket “from” other data was searched on those, and retrained and tested here"
     if any(task.swept for task in tasks):
         text += "; every s₀: with those of all initial scores tried"
     if any(row.arithmetic for task in tasks for row in task.rows):
@@ -101,13 +107,19 @@ def _bits(token: str) -> Column:
     def of(row: Row) -> Stat | None:
         return row.loss if row.token == token else None
 
-    def text(row: Row) -> str:
-        loss = of(row)
-        if loss is None:
-            return ""
-        return bits(loss.mean) + ("" if loss.sd is None else f"{NBSP}±{NBSP}{bits(loss.sd)}")
+    return Column(
+        f"bits per {token}", lambda row: _in_bits(of(row)), lambda row: loss.mean if (loss := of(row)) else None
+    )
 
-    return Column(f"bits per {token}", text, lambda row: loss.mean if (loss := of(row)) else None)
+
+def _in_bits(loss: Stat | None) -> str:
+    if loss is None:
+        return ""
+    return bits(loss.mean) + ("" if loss.sd is None else f"{NBSP}±{NBSP}{bits(loss.sd)}")
+
+
+def _validation(row: Row) -> str:
+    return _in_bits(row.valid)
 
 
 def _perplexity(row: Row) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from tombola.lab.errors import LabError
 from tombola.lab.report.fields import field, finite
 
-OLDER: Mapping[str, Any] = {"label": None, "hard_test_accuracy": None, "moved": {}, "scores": []}
+OLDER: Mapping[str, Any] = {"label": None, "hard_test_accuracy": None, "moved": {}, "scores": [], "transferred": False}
 """What a record may lack, and what that means."""
 
 
@@ -29,7 +29,7 @@ class Moved:
 
 @dataclass(frozen=True)
 class Epoch:
-    """The measurement after epoch `number`, from 1, of one training.
+    """The measurement after epoch `number`, from 1, of one training, which was on other data if it is `transferred`.
 
     `phase` and `round` say of which: "train" (round 0), "search", or "retrain" of that round's ticket; controls are
     marked by their `label`. `accuracy` is that of the network as it trains, `hard` that of its hard mask where this is
@@ -46,6 +46,7 @@ class Epoch:
     hard: float | None
     moved: Moved | None
     scores: tuple[int, ...]
+    transferred: bool = False
 
 
 def read_epoch(record: Mapping[str, Any], place: str) -> Epoch:
@@ -69,6 +70,7 @@ def read_epoch(record: Mapping[str, Any], place: str) -> Epoch:
         hard=finite(field(record, "hard_test_accuracy", maybe, place)),
         moved=_moved(layers, place) if layers else None,
         scores=tuple(scores),
+        transferred=field(record, "transferred", bool, place),
     )
 
 

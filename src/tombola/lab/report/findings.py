@@ -35,7 +35,7 @@ class Finding:
 
 def findings(task: Task) -> list[Finding]:
     """The headlines of one task, as far as its numbers reach."""
-    makers: Sequence[Callable[[Task], Finding | None]] = (_sparsest, _nearly, _asked, _controls, _static)
+    makers: Sequence[Callable[[Task], Finding | None]] = (_sparsest, _nearly, _transferred, _asked, _controls, _static)
     return [finding for make in makers if (finding := make(task)) is not None]
 
 
@@ -69,7 +69,7 @@ def _sparsest(task: Task) -> Finding | None:
 
 
 def _imp_as_sparse(task: Task, best: Row) -> str:
-    imp = [row for row in task.tickets if row.method == "imp"]
+    imp = [row for row in task.tickets if row.method == "imp" and not row.found_on]
     if not imp:
         return ""
     sparse = [row for row in imp if row.density.mean <= best.density.mean * 1.001]
@@ -100,8 +100,36 @@ def _nearly(task: Task) -> Finding | None:
     return Finding(percent(sparsest.density.mean), what, " ".join(parts))
 
 
+def _transferred(task: Task) -> Finding | None:
+    """The sparsest ticket from other data of which there is one as sparse from here, by the same method, beside it."""
+    pairs = []
+    for row in task.tickets:
+        own = [other for other in task.tickets if other.method == row.method and not other.found_on and other.round]
+        if row.found_on and own and row.density.mean > 0:
+            near = min(own, key=lambda other: _ratio(row, other))
+            if _ratio(row, near) < NEAR:
+                pairs.append((row, near))
+    if not pairs:
+        return None
+    row, own_row = min(pairs, key=lambda pair: (pair[0].density.mean, -pair[0].accuracy.mean))
+    points = 100 * (row.accuracy.mean - own_row.accuracy.mean)
+    text = (
+        f"{_ticket(row)}, keeps {percent(row.density.mean)} of the weights and reaches {spread(row.accuracy)}; "
+        f"{_ticket(own_row)}, found here, keeps {percent(own_row.density.mean)} and reaches {spread(own_row.accuracy)}."
+    )
+    sign = "+" if points >= 0.05 else "−" if points <= -0.05 else ""
+    what = f"for a ticket from {row.found_on} over one as sparse that was found here"
+    return Finding(f"{sign}{abs(points):.1f} points", what, text)
+
+
+def _ratio(one: Row, other: Row) -> float:
+    """Of the larger density to the smaller."""
+    low, high = sorted((one.density.mean, other.density.mean))
+    return high / low if low else math.inf
+
+
 def _asked(task: Task) -> Finding | None:
-    rows = [row for row in task.tickets if row.asked is not None and row.last and not row.trained]
+    rows = [row for row in task.tickets if row.asked is not None and row.last and not row.trained and not row.found_on]
     if not rows:
         return None
     row = rows[0]
@@ -112,7 +140,7 @@ def _asked(task: Task) -> Finding | None:
     seeds = "its one seed" if len(row.kept) == 1 else f"all {len(row.kept)} seeds"
     text = f"Exactly so in {seeds}; " if exact else f"That is {max(abs(k - wanted) for k in counts):,.0f} off at most; "
     text += f"the tickets reach {spread(row.accuracy)} after {_epochs(row)}."
-    imp = [other for other in task.tickets if other.method == "imp" and other.density.mean > 0]
+    imp = [other for other in task.tickets if other.method == "imp" and other.density.mean > 0 and not other.found_on]
     if imp and row.density.mean > 0:
         near = min(imp, key=lambda other: abs(math.log(other.density.mean / row.density.mean)))
         if max(near.density.mean / row.density.mean, row.density.mean / near.density.mean) < NEAR:

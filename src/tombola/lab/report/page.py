@@ -113,7 +113,7 @@ def render(summary: Summary, *, csv_name: str, commands: Sequence[str]) -> str:
         title=_title(summary),
         account=account(summary),
         unfinished=_unfinished(summary),
-        tasks=[_task(task, summary.runs, number) for number, task in enumerate(summary.tasks, start=1)],
+        tasks=[_task(task, summary.parts, number) for number, task in enumerate(summary.tasks, start=1)],
         table=_table(summary),
         warnings=_warnings(summary.runs),
         commands=commands,

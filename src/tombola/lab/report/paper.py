@@ -28,7 +28,7 @@ def pictures(summary: Summary) -> Iterator[tuple[str, Look]]:
     """Each figure, and the name of its files without what tells the format: model, data and view."""
     taken: set[str] = set()
     for task in summary.tasks:
-        for panel in [*panels(task, summary.runs), layers(task)]:
+        for panel in [*panels(task, summary.parts), layers(task)]:
             for look in panel.looks:
                 yield _free(_plain(f"{name(task)}-{look.key}"), taken), look
 

@@ -22,6 +22,7 @@ from tombola.lab.report.epochs import Epoch, read_epoch
 from tombola.lab.report.experiments import scale_of
 from tombola.lab.report.fields import field as _field
 from tombola.lab.report.fields import finite as _finite
+from tombola.lab.runs.stages import key_of
 
 CONFIG, METRICS, DONE, TIMES = "config.json", "metrics.jsonl", "done.json", "times.json"
 
@@ -42,6 +43,8 @@ class Result:
     Accuracies are fractions in [0, 1]; `test_loss` is in nats, per token for texts, of which `token` says what one is;
     `arithmetic` is that of training and search, in epochs of the dense net. `multiply_adds` for one example and `bytes`
     are those of the network, `seconds` the wall time of training and search; None: an older run does not tell.
+    `valid_loss` is that on the validation part of a text. `data` are what the network was trained and tested on, and
+    `found_on` those that a transferred ticket was found on; empty: those of the run, and no transfer.
     """
 
     method: str
@@ -66,6 +69,9 @@ class Result:
     multiply_adds: float | None = None
     bytes: int | None = None
     seconds: float | None = None
+    valid_loss: float | None = None
+    data: str = ""
+    found_on: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,8 +79,9 @@ class Run:
     """One run folder: who it is (config), what it found (results), what it warned of, and whether it is finished;
     and its epochs on the way.
 
-    `original` is whether its data are the publisher's own files; None: not known. `scale` is that of the recipe which
-    it was made for, "full" or a smaller one; empty if it was for none. `device` is where its wall times were taken.
+    `original` is whether its data are the publisher's own files, `original_there` whether those are that its tickets
+    were transferred to; None: not known. `scale` is that of the recipe which it was made for, "full" or a smaller one;
+    empty if it was for none. `device` is where its wall times were taken.
     """
 
     folder: Path
@@ -90,6 +97,7 @@ class Run:
     scale: str = ""
     device: str = ""
     epochs: tuple[Epoch, ...] = ()
+    original_there: bool | None = None
 
     @property
     def method_settings(self) -> Mapping[str, Any]:
@@ -128,7 +136,7 @@ def read_run(folder: Path) -> Run:
     finished = _finished(folder)
     results: list[Result] = []
     warnings: list[str] = []
-    original: bool | None = None
+    original: dict[bool, bool] = {}  # of the data that tickets are transferred to, or of the run's own
     epochs: list[Epoch] = []
     device, seconds = _times(folder / TIMES)
     # while stages are shared out, those beside the search have records of their own
@@ -137,14 +145,14 @@ def read_run(folder: Path) -> Run:
         kind = record.get("kind")
         if kind == "result":
             result = _result(record, place)
-            took = seconds.get(f"{result.round} {result.control or ''}".rstrip())
-            results.append(replace(result, seconds=took))
+            key = key_of(result.round, result.control, transferred=bool(result.found_on))
+            results.append(replace(result, seconds=seconds.get(key)))
         elif kind == "epoch":
             epochs.append(read_epoch(record, place))
         elif kind == "warning" and record.get("text") not in warnings:
             warnings.append(str(record.get("text")))
         elif kind == "data":
-            original = _field(record, "original", bool, place)
+            original[bool(record.get("transferred"))] = _field(record, "original", bool, place)
     return Run(
         folder=folder,
         config=config,
@@ -155,7 +163,8 @@ def read_run(folder: Path) -> Run:
         warnings=tuple(warnings),
         finished=finished,
         versions=_versions(folder, results),
-        original=original,
+        original=original.get(False),
+        original_there=original.get(True),
         scale=scale_of(folder),
         device=device,
         epochs=tuple(epochs),
@@ -266,6 +275,9 @@ def _result(record: Mapping[str, Any], place: str) -> Result:
         layers=tuple(_layer(layer, place) for layer in get("layers", list)),
         multiply_adds=_optional(record, "multiply_adds", place),
         bytes=_optional(record, "bytes", place),
+        valid_loss=_finite(_optional(record, "valid_loss", place)),
+        data=str(record.get("data", "")),
+        found_on=str(record.get("found_on", "")),
     )
 
 

@@ -47,6 +47,8 @@ class Row:
     network, `seconds` the wall time on `devices`. `loss` is in nats; `token` is what a text is made of, or empty.
     `good` is a sparse net, not empty, whose mean accuracy is at least that of the dense net. `original`: whether the
     data of every seed are the publisher's own files; None: not known. `label` says that it is reduced, if it is.
+    `valid` is the loss on the validation part of a text. `found_on` are the data that a transferred ticket was found
+    on, or empty: its search took its epochs and arithmetic there, of which the latter is counted in epochs on `data`.
     """
 
     data: str
@@ -84,6 +86,8 @@ class Row:
     seconds: Stat | None = None
     devices: tuple[str, ...] = ()
     label: str = ""
+    valid: Stat | None = None
+    found_on: str = ""
 
     @property
     def dense(self) -> bool:
@@ -166,10 +170,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Summary:
-    """Everything a report shows."""
+    """Everything a report shows. `parts` are the runs again, each split by the data its networks were trained on."""
 
     tasks: tuple[Task, ...]
     runs: tuple[Run, ...]
+    parts: tuple[Run, ...]
 
     @property
     def unfinished(self) -> tuple[Path, ...]:

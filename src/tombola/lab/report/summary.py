@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from tombola.lab.report.experiments import reduced
+from tombola.lab.report.parts import parts
 from tombola.lab.report.reading import Layer, Result, Run
 from tombola.lab.report.rows import METHODS, Row, Stat, Summary, Task, stat
 
@@ -23,13 +24,15 @@ SCHEDULE_KINDS = ("schedule.kind", "schedule.then.kind")
 
 
 def summarise(runs: Iterable[Run]) -> Summary:
-    """Group the results of `runs` over seeds: one task for each data set and model, in order of appearance."""
+    """Group the results of `runs` over seeds: one task for each data set and model, in order of appearance. What was
+    measured on the data that tickets were transferred to belongs to the task of these."""
     runs = tuple(runs)
+    split = parts(runs)
     pairs: dict[tuple[str, str], list[Run]] = defaultdict(list)
-    for run in runs:
+    for run in split:
         pairs[run.data, run.model].append(run)
     tasks = tuple(_task(data, model, members) for (data, model), members in pairs.items())
-    return Summary(tasks=tuple(task for task in tasks if task.rows), runs=runs)
+    return Summary(tasks=tuple(task for task in tasks if task.rows), runs=runs, parts=split)
 
 
 def _task(data: str, model: str, runs: list[Run]) -> Task:
@@ -103,6 +106,8 @@ def _row(
         bytes=_maybe([r.bytes for r in results]),
         seconds=_maybe([r.seconds for r in results]),
         devices=tuple(sorted({run.device for run, _ in own if run.device})),
+        valid=_maybe([r.valid_loss for r in results]),
+        found_on=first.found_on,
         label=next((label for run, _ in own if (label := reduced(run.scale))), ""),
     )
 

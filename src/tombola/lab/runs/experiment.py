@@ -7,7 +7,7 @@ tickets and the same numbers as one that was never stopped.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
@@ -20,6 +20,7 @@ from tombola.lab.errors import LabError
 from tombola.lab.runs.stages import plan
 from tombola.lab.runs.store import RunFolder
 from tombola.lab.runs.thin import check_device
+from tombola.lab.runs.transplant import check
 from tombola.lab.runs.work import Event, Run
 from tombola.lab.runs.workshop import Workshop
 
@@ -36,6 +37,7 @@ def execute(
     device: torch.device | str = "cpu",
     threads: int | None = None,
     data_dir: Path | None = None,
+    data_dirs: Mapping[str, Path] | None = None,
     workers: int = 0,
     on_event: OnEvent = lambda run, event: None,
     checkpoint_share: float = CHECKPOINT_SHARE,
@@ -52,6 +54,7 @@ def execute(
         device: where to compute. Numbers of one device are repeatable on the CPU, and close on a GPU.
         threads: of PyTorch, while this runs; None leaves them alone. Numbers may depend on it in the last bits.
         data_dir: where data sets that are files lie.
+        data_dirs: the same for data sets of these names that lie elsewhere.
         workers: processes that read images which do not stay in memory.
         on_event: told how it goes: ``on_event(name of the run's folder, event)``.
         checkpoint_share: of the time that may go into checkpoints, which are made at the ends of epochs: small runs
@@ -77,26 +80,30 @@ def execute(
         emit({"event": "start", "title": config.title, "total_epochs": config.total_epochs})
         if not folder.finished:
             state = folder.resume(warn=lambda text: emit({"event": "warning", "text": text}), device=device)
-            first = telling = state is None and not (stage is not None and stage.apart)
+            first = state is None and not (stage is not None and stage.apart)
+            run: Run | None = None
 
             def tell(text: str) -> None:
-                if telling:
+                """What is wrong with the data. What was said when the run began is not said again."""
+                if run is not None:
+                    run.tell(text)
+                elif first:
                     folder.record({"kind": "warning", "text": text})
                     emit({"event": "warning", "text": text})
 
-            data = load(
-                config.data, data_dir=data_dir, inputs=config.inputs, device=device, workers=workers, tell=tell
-            )  # fmt: skip
-            telling = True  # what was said when the run began is not said again
-            if config.examples is not None:
-                if not isinstance(data, Data):
-                    raise LabError(f"examples: {config.data} is not held in memory as images, so leave it null")
-                data = data.first(config.examples)
-            if first and isinstance(data, Data) and data.original is not None:
-                folder.record({"kind": "data", "original": data.original})
-            make = Workshop(config=config, data=data, device=torch.device(device))
-            make.check()
-            run = Run(folder, make, emit, checkpoint_share, stop)
+            def prepared(config: RunConfig) -> Workshop:
+                place = (data_dirs or {}).get(config.data, data_dir)
+                return _prepared(config, data_dir=place, device=device, workers=workers, tell=tell)
+
+            make, target = prepared(config), None
+            if config.transfer is not None and (first or stage is None or stage.transferred):
+                target = prepared(config.target)
+                if said := check(make, target):
+                    tell(said)
+            for each, about in ((make, {}), (target, {"transferred": True})):
+                if first and each is not None and isinstance(each.data, Data) and each.data.original is not None:
+                    folder.record({"kind": "data", "original": each.data.original, **about})
+            run = Run(folder, make, target, emit, checkpoint_share, stop)
             if place is None:
                 run.go(state)
             else:
@@ -120,6 +127,24 @@ def _disk(folder: Path) -> Iterator[None]:
             f"{folder}: cannot be written: {error.strerror}; make room or mend it, then run the same again: "
             "it goes on from its last checkpoint"
         ) from error
+
+
+def _prepared(
+    config: RunConfig, *, data_dir: Path | None, device: torch.device | str, workers: int, tell: Callable[[str], None]
+) -> Workshop:
+    """What makes the networks of ``config``, with its data, once it is sure that they fit together.
+
+    Raises:
+        LabError: they do not, or the data are missing or damaged.
+    """
+    data = load(config.data, data_dir=data_dir, inputs=config.inputs, device=device, workers=workers, tell=tell)
+    if config.examples is not None:
+        if not isinstance(data, Data):
+            raise LabError(f"examples: {config.data} is not held in memory as images, so leave it null")
+        data = data.first(config.examples)
+    make = Workshop(config=config, data=data, device=torch.device(device))
+    make.check()
+    return make
 
 
 @contextmanager

@@ -34,7 +34,7 @@ class Ledger:
         return spent(self.stages, self.seconds, stage, place)
 
     def arithmetic_of(
-        self, round_: int, counts: Mapping[str, int], searched: Mapping[str, Mapping[str, Any]]
+        self, round_: int, counts: Mapping[str, int], searched: Mapping[str, Mapping[str, Any]], there: Workshop
     ) -> float | None:
         """Multiply-adds of the search up to a round and of training its ticket, in epochs of the dense net.
 
@@ -45,12 +45,20 @@ class Ledger:
             round_: the ticket's.
             counts: kept weights of each masked layer in it.
             searched: round -> a record with the ``share`` of its ticket.
+            there: where the ticket is trained; for other data than those of the search an epoch is one on these.
         """
         dense = self.make.share({})
         before = [searched[str(r)].get("share") for r in range(1, round_)]
         shares = [dense, *(before if isinstance(self.make.config.method, IMP) else [dense] * len(before))]
-        known = [share for share in (*shares, self.make.share(counts)) if share is not None]
-        return sum(known) * self.make.config.epochs if len(known) == round_ + 1 else None
+        known: list[float] = [share for share in (*shares, there.share(counts)) if share is not None]
+        if len(known) != round_ + 1:
+            return None
+        if there is self.make:
+            return sum(known) * self.make.config.epochs
+        here, elsewhere = self.make.epoch_cost, there.epoch_cost
+        assert here is not None
+        assert elsewhere is not None
+        return sum(known[:-1]) * self.make.config.epochs * here / elsewhere + known[-1] * there.config.epochs
 
 
 def spent(stages: Sequence[Stage], seconds: Mapping[str, float], stage: Stage, place: int) -> float:

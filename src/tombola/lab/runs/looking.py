@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from tombola.lab.errors import LabError
-from tombola.lab.runs.stages import Stage
 
 TIMES = "times.json"
 
@@ -51,11 +50,6 @@ def is_finished(folder: Path) -> bool:
     if not metrics.exists() or hashlib.sha256(metrics.read_bytes()).hexdigest() != expected:
         raise LabError(f"{metrics}: was changed after the run was finished; {mend}")
     return True
-
-
-def time_key(stage: Stage) -> str:
-    """What the wall time of a stage's result is called."""
-    return f"{stage.round} {stage.label or ''}".rstrip()
 
 
 def read_times(folder: Path) -> tuple[str, dict[str, float]]:

@@ -60,7 +60,7 @@ def run_on_ray(
     Args:
         configs: the runs; one that is there twice is executed once.
         out: folder of run folders, on this machine; the other machines need not see it.
-        how: where and how each worker computes; ``data_dir`` is a path on the workers' machines.
+        how: where and how each worker computes; ``data_dir`` and ``data_dirs`` are paths on the workers' machines.
         resources: of each task.
         address: ``ray://host:port`` for Ray's client; None: the cluster of ``RAY_ADDRESS`` or of this machine, or one
             that is started here for this call.

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
+from tombola.lab.runs.allocator import for_children
 from tombola.lab.runs.experiment import OnEvent
 from tombola.lab.runs.tasks import How, Schedule, Task, attempt
 from tombola.lab.runs.work import Event, Stopped
@@ -133,7 +134,8 @@ class _Crew:
         context = multiprocessing.get_context("spawn")
         mine, theirs = context.Pipe()
         process = context.Process(target=_worker, args=(theirs, self.schedule.out, self.how))
-        process.start()  # no daemon: that may not have children
+        with for_children():
+            process.start()  # no daemon: that may not have children
         theirs.close()
         self.processes[mine] = process
         return mine

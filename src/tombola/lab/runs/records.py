@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from tombola.lab.config import Dense, RunConfig
 from tombola.lab.inputs import Text, bits
 from tombola.lab.runs.stages import Stage
 from tombola.lab.runs.train import Epoch, Measurement
 
+Parts: TypeAlias = tuple[Measurement, Measurement | None]
+"""On the test set, and on the validation part if the data have one."""
+
 
 def epoch_record(
     config: RunConfig,
     stage: Stage,
     epoch: Epoch,
-    whole: Measurement,
-    hard: Measurement | None,
+    whole: Parts,
+    hard: Parts | None,
     diagnostics: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """After an epoch. ``whole`` is the network as it trains, ``hard`` that of its hard mask if this is another one."""
+    """After an epoch. ``whole`` is the network as it trains, ``hard`` that of its hard mask if this is another one.
+
+    ``config`` is that of the data which are trained on."""
     soft = diagnostics.get("temperature") is not None
     return {
         "kind": "epoch",
@@ -30,22 +35,25 @@ def epoch_record(
         "epoch": epoch.number,
         "steps": epoch.steps * epoch.number,
         "train_loss": epoch.train_loss,
-        "test_loss": _finite(whole.loss),
-        "test_accuracy": whole.accuracy,
-        "hard_test_accuracy": hard.accuracy if hard else None,
-        "hard_test_loss": _finite(hard.loss) if hard else None,
+        "test_loss": _finite(whole[0].loss),
+        "test_accuracy": whole[0].accuracy,
+        "hard_test_accuracy": hard[0].accuracy if hard else None,
+        "hard_test_loss": _finite(hard[0].loss) if hard else None,
         "density": diagnostics.get("density", 1.0),
         "temperature": diagnostics.get("temperature"),
         "undecided": diagnostics["undecided"] if soft else None,
         "lr": epoch.lr,
         **_token(config),
+        **_valid(whole, hard),
+        **({"data": config.data, "transferred": True} if stage.transferred else {}),
     }
 
 
 def epoch_text(stage: Stage, epoch: Epoch, last: Mapping[str, Any]) -> str:
     """Where the run stands, in a few words, for live progress. ``last`` is the newest record of the stage, or empty."""
     place = {"train": "training", "search": f"round {stage.round}", "retrain": f"retraining ticket {stage.round}"}
-    text = f"{place.get(stage.phase, f'{stage.label} ticket {stage.round}')}, epoch {epoch.number}"
+    text = f"{place.get(stage.phase, f'{stage.label} ticket {stage.round}')}"
+    text += f"{' on new data' if stage.transferred else ''}, epoch {epoch.number}"
     if not last:
         return f"{text}, loss {epoch.train_loss:.3f}"
     density = f", density {last['density']:.3f}" if stage.phase != "train" or last["density"] < 1 else ""
@@ -59,39 +67,49 @@ def _token(config: RunConfig) -> dict[str, str]:
     return {"token": config.inputs.token} if isinstance(config.inputs, Text) else {}
 
 
+def _valid(whole: Parts, hard: Parts | None) -> dict[str, float | None]:
+    """The same on the validation part of a text."""
+    if whole[1] is None:
+        return {}
+    within = None if hard is None else hard[1]
+    return {"valid_loss": _finite(whole[1].loss), "hard_valid_loss": _finite(within.loss) if within else None}
+
+
 def result_record(
     config: RunConfig,
+    trained: RunConfig,
     stage: Stage,
     last: Mapping[str, Any],
     searched: Mapping[str, Any] | None,
     counts: Mapping[str, int],
     sizes: Mapping[str, int],
     *,
-    steps: int,
+    steps: tuple[int, int],
     arithmetic: float | None,
     weighed: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The final number of a dense net, a sparse one, a retrained ticket or a control.
 
     Args:
-        config: of the run.
+        config, trained: of the run, and of the data that the network was trained on, which may be others.
         stage: ``stage.round`` is the round that the ticket comes from.
         last: record of the training's last epoch.
         searched: record of the last epoch of the round that found the ticket.
         counts, sizes: kept and all weights of each masked layer.
-        steps: of an epoch.
+        steps: of an epoch of the search, and of an epoch of the training.
         arithmetic: of the training, and of the search for a ticket, in epochs of the dense net.
         weighed: multiply-adds and bytes of the network.
     """
     kept, total = sum(counts.values()), sum(sizes.values())
     dense = isinstance(config.method, Dense)
     search = stage.round * config.epochs
-    if searched is None or searched["temperature"] is None or stage.label is not None:
+    if searched is None or searched["temperature"] is None or stage.label is not None or stage.transferred:
         searched = {}
     return {
         "kind": "result",
         "method": "ss" if config.supermask and config.method_name == "iss" else config.method_name,
-        "setting": config.setting,
+        "setting": f"{config.setting} from {config.data}".lstrip() if stage.transferred else config.setting,
+        "data": trained.data,
         "round": stage.round,
         "control": stage.label,
         "density": kept / total,
@@ -101,7 +119,7 @@ def result_record(
         "test_loss": last["test_loss"],
         "epochs_search": search,
         "epochs_total": search + last["epoch"],
-        "steps_total": (search + last["epoch"]) * steps,
+        "steps_total": search * steps[0] + last["epoch"] * steps[1],
         "arithmetic": arithmetic,
         **weighed,
         "soft_accuracy": searched.get("test_accuracy"),
@@ -110,7 +128,9 @@ def result_record(
         "dead_layers": [name for name, count in counts.items() if count == 0],
         "ticket": None if dense or stage.label else f"tickets/{ticket_name(stage.round)}",
         "layers": [{"name": name, "size": size, "kept": counts[name]} for name, size in sizes.items()],
-        **_token(config),
+        **_token(trained),
+        **({"valid_loss": last["valid_loss"]} if "valid_loss" in last else {}),
+        **({"found_on": config.data} if stage.transferred else {}),
     }
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from tombola.lab.config import Control, RunConfig
+
+_Kind: TypeAlias = tuple[Literal["search", "retrain", "control"], int, Control | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,12 +18,15 @@ class Stage:
     round: of the search, or that the ticket comes from; 0 without a search. The training counts as round 1 for one that
         begins with its connections.
     label: which control is trained, if one is.
-    epochs_before: epochs that the run trains before this stage.
+    transferred: on the data that tickets are transferred to.
+    epochs, epochs_before: epochs of this stage, and those that the run trains before it.
     """
 
     phase: Literal["train", "search", "retrain", "control"]
     round: int
     label: Control | None = None
+    transferred: bool = False
+    epochs: int
     epochs_before: int
 
     @property
@@ -30,23 +35,49 @@ class Stage:
         return self.phase in ("retrain", "control")
 
     @property
+    def key(self) -> str:
+        """What its result and its wall time are called."""
+        return key_of(self.round, self.label, transferred=self.transferred)
+
+    @property
     def name(self) -> str:
         """Of the folder that it has while it is trained beside the others."""
-        return f"{self.label or self.phase}-{self.round:02d}"
+        return self.key.replace(" ", "-")
+
+
+def key_of(round_: int, label: str | None, *, transferred: bool) -> str:
+    """What tells the results of a run apart: "2", "2 shuffled", "2 shuffled transferred"."""
+    return " ".join([str(round_), *([label] if label else []), *["transferred"] * transferred])
 
 
 def plan(config: RunConfig) -> list[Stage]:
-    """All stages of the run, in order: the search's rounds, the retrainings of their tickets, and the controls."""
+    """All stages of the run, in order: the search's rounds, the retrainings of their tickets, and the controls; then
+    retrainings and controls on other data."""
     if not config.searches:
-        again = [Stage(phase="retrain", round=1, epochs_before=config.epochs)] if config.lottery != "no" else []
-        return [Stage(phase="train", round=0, epochs_before=0), *again]
+        once = config.stretched(config.epochs)
+        again = [Stage(phase="retrain", round=1, epochs=once, epochs_before=once)] if config.lottery != "no" else []
+        return [Stage(phase="train", round=0, epochs=once, epochs_before=0), *again]
     controls = sorted(set(config.controls), reverse=True)
-    kinds: list[tuple[Literal["search", "retrain", "control"], int, Control | None]] = [
+    controlled = [(round_, label) for round_ in sorted(set(config.control_rounds)) for label in controls]
+    here: list[_Kind] = [
         *(("search", round_, None) for round_ in range(1, config.rounds + 1)),
         *(("retrain", round_, None) for round_ in config.retrained()),
-        *(("control", round_, label) for round_ in sorted(set(config.control_rounds)) for label in controls),
+        *(("control", round_, label) for round_, label in controlled),
     ]
-    return [
-        Stage(phase=phase, round=round_, label=label, epochs_before=place * config.epochs)
-        for place, (phase, round_, label) in enumerate(kinds)
+    stages = [
+        Stage(phase=phase, round=round_, label=label, epochs=config.epochs, epochs_before=place * config.epochs)
+        for place, (phase, round_, label) in enumerate(here)
+    ]
+    if config.transfer is None:
+        return stages
+    there: list[_Kind] = [
+        *(("retrain", round_, None) for round_ in config.transferred()),
+        *(("control", round_, label) for round_, label in controlled),
+    ]
+    before, each = len(stages) * config.epochs, config.transfer.epochs
+    return stages + [
+        Stage(
+            phase=phase, round=round_, label=label, transferred=True, epochs=each, epochs_before=before + place * each
+        )
+        for place, (phase, round_, label) in enumerate(there)
     ]

@@ -22,7 +22,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -34,7 +34,7 @@ from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
 from tombola.lab.runs.checkpoint import read_checkpoint, write_checkpoint
 from tombola.lab.runs.locks import Lock
-from tombola.lab.runs.looking import TIMES, is_finished, read_times, time_key
+from tombola.lab.runs.looking import TIMES, is_finished, read_times
 from tombola.lab.runs.records import ticket_name
 from tombola.lab.runs.stages import Stage
 
@@ -137,7 +137,7 @@ class RunFolder:
     def took(self, stage: Stage, seconds: float, device: torch.device | str) -> None:
         """Note the wall time of a result: of its training, and of the search that found its ticket."""
         known = read_times(self.path)[1]
-        known[time_key(stage)] = round(seconds, 3)
+        known[stage.key] = round(seconds, 3)
         times = {"device": str(device), "seconds": known}
         write_atomically(self.path / TIMES, json.dumps(times).encode() + b"\n")
 
@@ -207,8 +207,12 @@ class RunFolder:
         """
         return stage.apart and is_finished(self.root / PARTS / stage.name)
 
-    def take(self, stage: Stage) -> tuple[float, str]:
+    def take(self, stage: Stage, told: list[str]) -> tuple[float, str]:
         """Append the records of a stage that was trained in a folder of its own: its seconds, and on which device.
+
+        Args:
+            stage: which.
+            told: what the run has been warned of so far, which is left out; what is new is added.
 
         Raises:
             LabError: it is not finished, or damaged.
@@ -216,17 +220,24 @@ class RunFolder:
         part = self.root / PARTS / stage.name
         if not self.has_finished(stage):
             raise LabError(f"{part}: is not finished; run the same again to go on")
-        self._append((part / "metrics.jsonl").read_bytes())
+        for line in (part / "metrics.jsonl").read_bytes().splitlines(keepends=True):
+            record = json.loads(line)
+            if record["kind"] == "warning":
+                if record["text"] in told:
+                    continue
+                told.append(record["text"])
+            self._append(line)
         device, seconds = read_times(part)
-        return seconds.get(time_key(stage), 0.0), device
+        return seconds.get(stage.key, 0.0), device
 
-    def remember(self, searched: Mapping[str, Any]) -> None:
-        """Keep for the stages that stand apart what the rounds so far have found."""
+    def remember(self, searched: Mapping[str, Any], told: Sequence[str]) -> None:
+        """Keep for the stages that stand apart what the rounds so far have found, and what they have warned of."""
         folder = self.root / PARTS
         folder.mkdir(exist_ok=True)
-        write_atomically(folder / SEARCHED, json.dumps(searched, allow_nan=False).encode())
+        kept = {"rounds": searched, "told": told}
+        write_atomically(folder / SEARCHED, json.dumps(kept, allow_nan=False).encode())
 
-    def remembered(self) -> dict[str, dict[str, Any]]:
+    def remembered(self) -> tuple[dict[str, dict[str, Any]], list[str]]:
         """What :meth:`remember` kept.
 
         Raises:
@@ -235,8 +246,9 @@ class RunFolder:
         path = self.root / PARTS / SEARCHED
         try:
             found = json.loads(path.read_bytes())
-            return {str(round_): dict(record) for round_, record in found.items()}
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+            searched = {str(round_): dict(record) for round_, record in found["rounds"].items()}
+            return searched, [str(text) for text in found["told"]]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise LabError(f"{path}: cannot be read: {error}; run the same again to go on") from error
 
     # ---- inside

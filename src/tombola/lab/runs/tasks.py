@@ -11,7 +11,7 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,6 +43,7 @@ class How:
     device: str = "cpu"
     threads: int = 1
     data_dir: Path | None = None
+    data_dirs: Mapping[str, Path] = field(default_factory=dict)
     workers: int = 0
     checkpoint_share: float = CHECKPOINT_SHARE
 
@@ -67,7 +68,8 @@ def attempt(
     try:
         execute(
             task.config, out, place=task.place, device=how.device, threads=how.threads, data_dir=how.data_dir,
-            workers=how.workers, on_event=on_event, checkpoint_share=how.checkpoint_share, stop=stop, saved=saved,
+            data_dirs=how.data_dirs, workers=how.workers, on_event=on_event, checkpoint_share=how.checkpoint_share,
+            stop=stop, saved=saved,
         )  # fmt: skip
     except Stopped:
         raise
@@ -117,8 +119,10 @@ class _Run:
         if task.place is None:
             return self.config.total_epochs
         stages = plan(self.config)
-        rounds = 0 if stages[task.place].apart else self.config.rounds - task.place
-        return self.config.epochs * (rounds + any(stage.apart for stage in stages))
+        if stages[task.place].apart:
+            return stages[task.place].epochs
+        rounds = self.config.epochs * (self.config.rounds - task.place)
+        return rounds + max((stage.epochs for stage in stages if stage.apart), default=0)
 
 
 class Schedule:
@@ -229,10 +233,10 @@ class Schedule:
         if state is not None and state["epoch"] > 0 and stages[position].apart:
             return False  # in the middle of a retraining, among the run's own records
         if state is not None:
-            folder.remember(state["searched"])
+            folder.remember(state["searched"], state.get("told", []))
         run.done = {place for place, stage in enumerate(stages) if place < position or folder.has_finished(stage)}
         run.left = {Task(run.config, place) for place in range(len(stages)) if place not in run.done}
-        self.on_event(folder.name, {"event": "resumed", "epochs": dict.fromkeys(run.done, run.config.epochs)})
+        self.on_event(folder.name, {"event": "resumed", "epochs": {place: stages[place].epochs for place in run.done}})
         return True
 
     def _close_if_done(self, name: str) -> None:
@@ -268,8 +272,8 @@ def put_together(folder: RunFolder) -> None:
     state = folder.resume(warn=lambda text: None)
     if state is None:
         raise LabError(f"{folder.path}: has no checkpoint; run the same again to go on")
-    stages, seconds = plan(folder.config), dict(state["seconds"])
+    stages, seconds, told = plan(folder.config), dict(state["seconds"]), list(state.get("told", []))
     for place in range(state["stage"], len(stages)):
-        seconds[str(place)], device = folder.take(stages[place])
+        seconds[str(place)], device = folder.take(stages[place], told)
         folder.took(stages[place], spent(stages, seconds, stages[place], place), device)
     folder.finish()

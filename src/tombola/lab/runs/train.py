@@ -11,11 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tombola.lab.data import Batch
+from tombola.lab.data import Batch, Dataset, Tokens
 from tombola.lab.errors import LabError
+from tombola.lab.runs.compiling import Objective
+from tombola.lab.runs.mode import Mode
 from tombola.lab.seeds import derive
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+_MODE = Mode()
+LOOK = 100  # steps from one look at the loss to the next: a look waits for the device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +49,15 @@ def cross_entropy(output: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> 
     return F.cross_entropy(output, labels, label_smoothing=smoothing)
 
 
+def objective_of(model: nn.Module, *, loss: Loss = cross_entropy, mode: Mode = _MODE) -> Objective:
+    """(inputs, labels) to the loss of what ``model`` makes of the inputs in that mode."""
+
+    def objective(x: Tensor, y: Tensor) -> Tensor:
+        return loss(mode.outputs(model, x), y)
+
+    return objective
+
+
 def fit(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -53,7 +67,7 @@ def fit(
     done: int = 0,
     seed: int = 0,
     factor: Callable[[int], float] = lambda epoch: 1.0,
-    loss: Loss = cross_entropy,
+    objective: Objective | None = None,
     clip: float | None = None,
     after_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> None:
@@ -71,13 +85,14 @@ def fit(
         done: how many of them are done already; then load model and optimiser as they were.
         seed: of all random choices of the loop.
         factor: epoch's number, from 0, to what the learning rates are multiplied by.
-        loss: (outputs, labels) to a scalar.
+        objective: (inputs, labels) to the scalar that is to fall; None: the cross-entropy of ``model``.
         clip: largest norm of the gradients of all parameters together; None: they are left alone.
         after_epoch: called with what each epoch came to, for measuring and saving.
 
     Raises:
-        LabError: the training loss of an epoch is not finite, or an epoch has no batch.
+        LabError: the training loss is not finite, or an epoch has no batch.
     """
+    objective = objective_of(model) if objective is None else objective
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])  # as PyTorch's schedulers do; travels with the optimiser's state
     cuda = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
@@ -89,7 +104,7 @@ def fit(
             model.train()
             total, steps = torch.zeros((), device=next(model.parameters()).device), 0
             for x, y in batches(epoch):
-                value = loss(model(x), y)
+                value = objective(x, y)
                 value.backward()
                 if clip is not None:
                     nn.utils.clip_grad_norm_(model.parameters(), clip)
@@ -97,33 +112,51 @@ def fit(
                 optimizer.zero_grad()
                 total += value.detach()
                 steps += 1
+                if steps % LOOK == 0:
+                    _mean(total, steps, epoch)
             if steps == 0:
                 raise LabError(f"epoch {epoch + 1} had no batch; is the DataLoader used up, or the data set empty?")
-            mean = float(total) / steps
-            if not math.isfinite(mean):
-                raise LabError(f"the training loss is {mean} in epoch {epoch + 1}; lower the learning rate")
+            mean = _mean(total, steps, epoch)
             after_epoch(Epoch(number=epoch + 1, steps=steps, train_loss=mean, lr=optimizer.param_groups[0]["lr"]))
 
 
+def _mean(total: Tensor, steps: int, epoch: int) -> float:
+    mean = float(total) / steps
+    if not math.isfinite(mean):
+        raise LabError(f"the training loss is {mean} in epoch {epoch + 1}; lower the learning rate")
+    return mean
+
+
 @torch.no_grad()
-def measure(model: nn.Module, batches: Iterable[Batch], *, loss: Loss = cross_entropy) -> Measurement:
-    """Loss and accuracy of ``model`` on ``batches``, in evaluation mode; the mode is put back after. Outputs are
+def measure(
+    model: nn.Module, batches: Iterable[Batch], *, loss: Loss = cross_entropy, mode: Mode = _MODE
+) -> Measurement:
+    """Loss and accuracy of ``model`` on ``batches``, in evaluation; then it trains on if it did. Outputs are
     (N, classes), or (N, T, classes) where each of (N, T) tokens has a label and counts as one.
+
+    No ``torch.inference_mode``: on batches it gains nothing, and what a model computes once and keeps could not be
+    trained with afterwards.
 
     Raises:
         LabError: there is not one example.
     """
-    mode = model.training
+    training = model.training
     model.eval()
     parts, right, examples = [], [], 0
     for x, y in batches:
-        output = model(x)
+        output = mode.outputs(model, x)
         parts.append(loss(output, y) * y.numel())
         right.append((output.argmax(-1) == y).sum())
         examples += y.numel()
-    model.train(mode)
+    model.train(training)
     if examples == 0:
         raise LabError("the test set has no example")
     return Measurement(
         loss=float(torch.stack(parts).sum()) / examples, accuracy=int(torch.stack(right).sum()) / examples
     )
+
+
+def measure_parts(model: nn.Module, data: Dataset, *, mode: Mode = _MODE) -> tuple[Measurement, Measurement | None]:
+    """Measured on the test set, and on the validation part of a text; other data have none."""
+    valid = measure(model, data.valid(), mode=mode) if isinstance(data, Tokens) else None
+    return measure(model, data.test(), mode=mode), valid

@@ -8,24 +8,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tombola.attach import Attachment, attach
 from tombola.describe import describe, versions
 from tombola.lab.arithmetic import planned_counts
 from tombola.lab.config import Dense
 from tombola.lab.errors import LabError
+from tombola.lab.runs.compiling import Objective, compiled
 from tombola.lab.runs.ledger import Ledger
 from tombola.lab.runs.lottery import begin_with
 from tombola.lab.runs.records import epoch_record, epoch_text, result_record
 from tombola.lab.runs.stages import Stage, plan
 from tombola.lab.runs.store import RunFolder
 from tombola.lab.runs.thin import thicken
-from tombola.lab.runs.train import Epoch, cross_entropy, fit, measure
+from tombola.lab.runs.train import Epoch, cross_entropy, fit, measure_parts, objective_of
+from tombola.lab.runs.transplant import transplant
 from tombola.lab.runs.watch import Watch, histogram
 from tombola.lab.runs.workshop import Workshop
 from tombola.lab.seeds import derive
@@ -35,7 +36,7 @@ from tombola.search import TicketSearch
 from tombola.ticket import Ticket, model_tensors
 
 Event: TypeAlias = dict[str, Any]
-MEASURED = ("test_accuracy", "test_loss")
+MEASURED = ("test_accuracy", "test_loss", "valid_loss")
 
 
 class Stopped(Exception):
@@ -54,13 +55,15 @@ class Run:
         self,
         folder: RunFolder,
         make: Workshop,
+        target: Workshop | None,
         emit: Callable[[Event], None],
         checkpoint_share: float,
         stop: Callable[[], bool],
     ) -> None:
         self.config, self.folder, self.make, self.data = make.config, folder, make, make.data
+        self.target = target  # where tickets are transferred to
         self.emit, self.checkpoint_share, self.stop = emit, checkpoint_share, stop
-        self.steps = make.data.steps(make.config.batch_size)
+        self.steps = make.steps
         self.stages = plan(make.config)
         self.position = 0  # of the stage at work
         self.last: dict[str, Any] = {}  # the newest epoch record of this stage
@@ -68,6 +71,8 @@ class Run:
         self.watch: Watch | None = None  # over the masks of this stage
         self.saved_at, self.save_seconds = time.monotonic(), 0.0  # when the last checkpoint was done, what it took
         self.ledger = Ledger(make, self.stages)
+        self.told: list[str] = []  # of what was compiled, and of data that were read on the way
+        self._compiled: tuple[nn.Module, Objective] | None = None
 
     def go(self, saved: dict[str, Any] | None) -> None:
         """Do all stages, or those that are left."""
@@ -91,7 +96,8 @@ class Run:
         self.position = place
         saved = self._stand(saved)
         if self.stages[place].apart:
-            self.searched = self.folder.remembered()
+            if saved is None:
+                self.searched, self.told = self.folder.remembered()
             self._retrain(self.stages[place], saved)
         elif self.position <= place:
             self._search(saved, place + 1)
@@ -101,9 +107,9 @@ class Run:
         if saved is not None:
             with self._restoring(saved):
                 self.position, self.searched = saved["stage"], saved["searched"]
-                self.ledger.seconds = saved.get("seconds", {})
-            lengths = [after.epochs_before - stage.epochs_before for stage, after in pairwise(self.stages)]
-            self.emit({"event": "resumed", "epochs": dict(enumerate(lengths[: self.position]))})
+                self.ledger.seconds, self.told = saved.get("seconds", {}), saved.get("told", [])
+            done = {place: stage.epochs for place, stage in enumerate(self.stages[: self.position])}
+            self.emit({"event": "resumed", "epochs": done})
         return saved
 
     # ---- stages
@@ -113,9 +119,10 @@ class Run:
         with RunFolder(self.folder.root.parent, self.config, stage=stage) as folder:
             if not folder.finished:
                 saved = folder.resume(warn=lambda text: None, device=self.make.device)
-                Run(folder, self.make, self.emit, self.checkpoint_share, self.stop).go_to(self.position, saved)
+                run = Run(folder, self.make, self.target, self.emit, self.checkpoint_share, self.stop)
+                run.go_to(self.position, saved)
                 folder.finish()
-        self.ledger.seconds[str(self.position)], _ = self.folder.take(stage)
+        self.ledger.seconds[str(self.position)], _ = self.folder.take(stage, self.told)
         self.folder.took(stage, self.ledger.seconds_of(stage, self.position), self.make.device)
 
     def _once(self, stage: Stage, saved: dict[str, Any] | None) -> None:
@@ -144,8 +151,8 @@ class Run:
         masks = run.masks
         run.detach()
         if config.supermask:  # what is asked for is the hard mask, and training measured the soft one
-            self.searched["0"], hard = self.last, {key: self.last[f"hard_{key}"] for key in MEASURED}
-            self.last = self.last | hard
+            hard = {key: self.last[f"hard_{key}"] for key in MEASURED if key in self.last}
+            self.searched["0"], self.last = self.last, self.last | hard
         if config.sparse:
             thicken(model)
         provenance = {
@@ -210,13 +217,14 @@ class Run:
                 return
 
     def _retrain(self, stage: Stage, saved: dict[str, Any] | None) -> None:
-        model = self.make.model()
+        make = self._where(stage)
+        model = make.model()
         masks = self._restore(stage, model)
-        optimizer, moving = self.make.optimizer(model), self.config.lottery == "moving"
+        optimizer, moving = make.optimizer(model), self.config.lottery == "moving"
         method = self.config.training_method if moving else Fixed(masks)
         begin = partial(
-            attach, model, optimizer, method, steps=self.config.epochs * self.steps, select=list(masks),
-            steps_per_epoch=self.steps, seed=derive(self.config.seed, "masks", "again"),
+            attach, model, optimizer, method, steps=make.config.epochs * make.steps, select=list(masks),
+            steps_per_epoch=make.steps, seed=derive(self.config.seed, "masks", "again"),
         )  # fmt: skip
         run = begin_with(masks, model, begin) if moving else begin()
         self._train(stage, model, optimizer, run, saved, lambda: {"attachment": run.state_dict()})
@@ -231,7 +239,10 @@ class Run:
     def _restore(self, stage: Stage, model: nn.Module) -> Masks:
         """Write the stage's ticket, or the control made of it, into ``model``."""
         try:
-            return self._controlled(Ticket.load(self.folder.ticket_path(stage.round)), stage).restore(model)
+            ticket = self._controlled(Ticket.load(self.folder.ticket_path(stage.round)), stage)
+            if stage.transferred:
+                return transplant(ticket, model, self._where(stage).maskable(model))
+            return ticket.restore(model)
         except (ValueError, FileNotFoundError) as error:
             raise LabError(f"{error}; delete {self.folder.path} to start this run over") from error
 
@@ -243,6 +254,13 @@ class Run:
             # building the model anew draws from the recipe's own distribution, whatever reset_parameters() would do
             return replace(ticket, start=model_tensors(self.make.model(seed=seed)))
         return ticket
+
+    def _where(self, stage: Stage) -> Workshop:
+        """What makes the networks of the stage: that of the run's own data, or of those tickets are transferred to."""
+        if not stage.transferred:
+            return self.make
+        assert self.target is not None
+        return self.target
 
     # ---- training one stage
 
@@ -256,7 +274,8 @@ class Run:
         extra: Callable[[], dict[str, Any]],
     ) -> None:
         """Train to the end of the stage, from its beginning or from where ``saved`` is; the last record is kept."""
-        config, done = self.config, 0
+        make, done = self._where(stage), 0
+        config = make.config
         self.last = {}
         self.ledger.begin()
         if saved is not None:
@@ -269,9 +288,6 @@ class Run:
         self.watch = None if run is None else Watch(model, run, saved and saved.get("watch"))
         epochs = config.stretched(config.epochs)
         purpose = (stage.phase, stage.round, stage.label or "")
-
-        def loss(output: Tensor, labels: Tensor) -> Tensor:
-            return cross_entropy(output, labels, smoothing=config.label_smoothing)
 
         def after_epoch(epoch: Epoch) -> None:
             if epoch.number == epochs or epoch.number % config.evaluate_every == 0:
@@ -290,29 +306,49 @@ class Run:
         fit(
             model,
             optimizer,
-            lambda epoch: self.data.epoch(
+            lambda epoch: make.data.epoch(
                 derive(config.seed, *purpose, epoch), batch_size=config.batch_size, augment=config.augment
             ),
             epochs=epochs,
             done=done,
             seed=derive(config.seed, *purpose),
             factor=lambda epoch: config.schedule.factor(epoch * config.epochs / epochs, config.epochs),
-            loss=loss,
+            objective=self._objective(model, make),
             clip=config.clip,
             after_epoch=after_epoch,
         )
 
+    def _objective(self, model: nn.Module, make: Workshop) -> Objective:
+        """What the training of ``model`` makes smaller, as the config wants it computed."""
+        loss = partial(cross_entropy, smoothing=make.config.label_smoothing)
+        objective = objective_of(model, loss=loss, mode=make.mode)
+        if not make.config.compile:
+            return objective
+        if self._compiled is None or self._compiled[0] is not model:  # the rounds of a search train the same one
+            torch.compiler.reset()  # what was made for another one only takes room, and PyTorch compiles so often only
+            fast = compiled(objective, model, batch_size=make.config.batch_size, tell=self.tell)
+            self._compiled = model, fast
+        return self._compiled[1]
+
+    def tell(self, text: str) -> None:
+        """Record what a person should know of this run, once."""
+        if text not in self.told:
+            self.told.append(text)
+            self.folder.record({"kind": "warning", "text": text})
+            self.emit({"event": "warning", "text": text})
+
     def _measure(self, stage: Stage, model: nn.Module, run: Attachment | None, epoch: Epoch) -> None:
-        whole, hard = measure(model, self.data.test()), None
+        make, hard = self._where(stage), None
+        whole = measure_parts(model, make.data, mode=make.mode)
         diagnostics = run.diagnostics() if run is not None else {}
         if diagnostics.get("temperature") is not None:
             assert run is not None
             with run.hard():
-                hard = measure(model, self.data.test())
-        self.last = epoch_record(self.config, stage, epoch, whole, hard, diagnostics)
+                hard = measure_parts(model, make.data, mode=make.mode)
+        self.last = epoch_record(make.config, stage, epoch, whole, hard, diagnostics)
         if self.watch is not None and (moved := self.watch.moved()):
             self.last["moved"] = moved
-        if run is not None and hard is not None and epoch.number == self.config.epochs:
+        if run is not None and hard is not None and epoch.number == make.config.epochs:
             self.last["scores"] = histogram(run.scores, diagnostics["temperature"])
         self.folder.record(self.last)
 
@@ -333,11 +369,14 @@ class Run:
 
     def _save_between(self, extra: dict[str, Any]) -> None:
         """Save where no stage is at work: the next one begins with nothing but what the search has found."""
-        self.folder.remember(self.searched)
+        self.folder.remember(self.searched, self.told)
         self.folder.save({**self._standing(0), "extra": extra})
 
     def _standing(self, epoch: int) -> dict[str, Any]:
-        return {"stage": self.position, "epoch": epoch, "searched": self.searched, "seconds": self.ledger.seconds}
+        return {
+            "stage": self.position, "epoch": epoch, "searched": self.searched, "seconds": self.ledger.seconds,
+            "told": self.told,
+        }  # fmt: skip
 
     @contextmanager
     def _restoring(self, saved: dict[str, Any] | None) -> Iterator[None]:
@@ -358,13 +397,13 @@ class Run:
     def _result(
         self, stage: Stage, counts: dict[str, int], sizes: dict[str, int], *, arithmetic: float | None = None
     ) -> None:
-        config, searched = self.config, self.searched.get(str(stage.round))
-        weighed = self.make.weigh(counts)
+        config, make, searched = self.config, self._where(stage), self.searched.get(str(stage.round))
         if config.searches:
-            arithmetic = self.ledger.arithmetic_of(stage.round, counts, self.searched)
+            arithmetic = self.ledger.arithmetic_of(stage.round, counts, self.searched, make)
         record = result_record(
-            config, stage, self.last, searched, counts, sizes, steps=self.steps, arithmetic=arithmetic, weighed=weighed
-        )
+            config, make.config, stage, self.last, searched, counts, sizes, steps=(self.steps, make.steps),
+            arithmetic=arithmetic, weighed=make.weigh(counts),
+        )  # fmt: skip
         self.folder.record(record)
         self.folder.took(stage, self.ledger.seconds_of(stage, self.position), self.make.device)
         self.emit({"event": "result", **record})

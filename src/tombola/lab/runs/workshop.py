@@ -17,6 +17,7 @@ from tombola.lab.arithmetic import count, training_cost
 from tombola.lab.config import Dense, RunConfig
 from tombola.lab.data import Dataset
 from tombola.lab.errors import LabError
+from tombola.lab.runs.mode import Mode, check_precision
 from tombola.lab.runs.thin import check_thin, thin
 from tombola.lab.seeds import derive
 from tombola.methods.magnitude import IMP
@@ -46,6 +47,11 @@ class Workshop:
             self.device
         )
 
+    @cached_property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return self.data.steps(self.config.batch_size)
+
     def thin(self, model: nn.Module) -> None:
         """Exchange the masked layers for sparse ones, with the connections that the method's first masks would have.
 
@@ -57,6 +63,11 @@ class Workshop:
         check_thin(model, masked, self.config.model)
         assert isinstance(method, HardMethod)
         thin(model, method.start(masked, generator=torch.Generator().manual_seed(self.mask_seed)))
+
+    @property
+    def mode(self) -> Mode:
+        """How the model computes, in training and when it is measured."""
+        return Mode(precision=self.config.precision, channels_last=self.config.channels_last)
 
     @property
     def mask_seed(self) -> int:
@@ -87,7 +98,7 @@ class Workshop:
         layer cannot be counted."""
         config, masked = self.config, self.maskable(model)
         epochs = config.stretched(config.epochs)
-        steps = epochs * self.data.steps(config.batch_size)
+        steps = epochs * self.steps
         if self._counted is None or self._full is None:
             return None
         cost = 1.0
@@ -126,6 +137,11 @@ class Workshop:
             return None
         return _forward(self._counted, counts) / self._full
 
+    @property
+    def epoch_cost(self) -> int | None:
+        """Multiply-adds of one epoch of the dense net of full width, forwards; None if they cannot be counted."""
+        return None if self._full is None else self._full * self.steps * self.config.batch_size
+
     def weigh(self, counts: Mapping[str, int]) -> dict[str, Any]:
         """Of the network with so many weights in its masked layers: multiply-adds for one example (None: they cannot be
         counted), and bytes as :func:`tombola.flops.size_in_bytes` has them, of a dense net without bits for a mask."""
@@ -142,15 +158,16 @@ class Workshop:
 
         Raises:
             LabError: the model cannot take them, or gives something else than one logit for each class (of each
-                token, for texts).
+                token, for texts), or the device cannot compute in the precision asked for.
         """
+        check_precision(self.config.precision, self.device)
         who = f"model {self.config.model!r} on data {self.config.data!r}"
         x, y = next(iter(self.data.test()), (None, None))
         if x is None or y is None:
             raise LabError(f"{who}: the test set has no example")
         model = self.model()
         try:
-            output = model.eval()(x[:2])
+            output = self.mode.outputs(model.eval(), x[:2])
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise LabError(f"{who}: it cannot take inputs of shape {tuple(x[:2].shape)}: {error}") from error
         wanted = (*y[:2].shape, self.data.classes)

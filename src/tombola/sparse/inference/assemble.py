@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tombola.sparse.execution import product_job
 from tombola.sparse.geometry import Geometry, Plan
 from tombola.sparse.inference.images import SLACK, Buffer, Image
 from tombola.sparse.inference.layouts import Picked, as_it_is, sorted_parts
@@ -16,7 +17,6 @@ from tombola.sparse.inference.products import FEW, cost, offsets, padded, straig
 from tombola.sparse.kernels import PIECE
 from tombola.sparse.layer import SparseLayer
 from tombola.sparse.linear import SparseLinear
-from tombola.sparse.operators import product_job
 from tombola.sparse.vectors import LANES
 
 _CHUNKS = 8  # of a step, at most

@@ -1,0 +1,137 @@
+"""The compiled loops of :mod:`tombola.sigmoid`."""
+
+from __future__ import annotations
+
+import math
+from collections import namedtuple
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, types  # type: ignore[attr-defined]
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from tombola.sparse.threads import compiled, next_chunk
+from tombola.sparse.vectors import (
+    BYTE,
+    FLOAT,
+    INT32,
+    INT64,
+    LANES,
+    VECTOR,
+    Tile,
+    at,
+    call,
+    multiply_add,
+    read,
+    splat,
+)  # fmt: skip
+
+FIELDS = (
+    *("counter", "chunks", "count", "each", "grad", "weight", "score", "parameter", "out"),
+    *("beta", "scale", "price"),
+)
+_FIELD = {name: place for place, name in enumerate(FIELDS)}
+_field: Any = namedtuple("_Field", FIELDS)(*range(len(FIELDS)))  # a plain tuple's names would not be constants
+_SIZE = len(FIELDS)
+_NAMES = ("pull_back", "take", "apply")
+
+_ROUND = 1.5 * 2.0**23  # added to a float, leaves the nearest whole number in its lowest bits
+_LARGEST = 87.0  # e to minus this is still an ordinary float
+_LN2 = 0.693359375, -2.12194440e-4  # in two parts, the first of few bits
+
+
+def _constant(value: float) -> Any:
+    return ir.Constant(VECTOR, [value] * LANES)
+
+
+def _exponential(builder: Any, x: Any) -> Any:
+    """eˣ of x in −87 … 0: 2ⁿ times a polynomial of what is left; NaN stays."""
+    shifted = builder.fadd(builder.fmul(x, _constant(1 / math.log(2))), _constant(_ROUND))
+    whole = builder.fsub(shifted, _constant(_ROUND))
+    for part in _LN2:
+        x = multiply_add(builder, x, whole, _constant(-part))
+    total = _constant(1 / math.factorial(7))
+    for power in range(6, -1, -1):
+        total = multiply_add(builder, _constant(1 / math.factorial(power)), total, x)
+    integers = ir.VectorType(INT32, LANES)
+    exponent = builder.shl(builder.bitcast(shifted, integers), ir.Constant(integers, [23] * LANES))
+    exponent = builder.add(exponent, ir.Constant(integers, [127 << 23] * LANES))
+    return builder.fmul(total, builder.bitcast(exponent, VECTOR))
+
+
+def _sigmoid(builder: Any, x: Any) -> Any:
+    """1 / (1 + e⁻ˣ); 0 and 1 at ∓∞."""
+    zeros, ones = _constant(0.0), _constant(1.0)
+    size = call(builder, "llvm.fabs.v16f32", VECTOR, [x])
+    is_large = builder.fcmp_ordered(">", size, _constant(_LARGEST))
+    power = _exponential(builder, builder.fneg(builder.select(is_large, zeros, size)))
+    power = builder.select(is_large, zeros, power)
+    above = builder.select(builder.fcmp_ordered("<", x, zeros), power, ones)
+    return builder.fdiv(above, builder.fadd(ones, power))
+
+
+def _emit(context, number, job, first, last):  # type: ignore[no-untyped-def]
+    """One of :data:`_NAMES`, by its number, on the floats from first to last."""
+    name = _NAMES[number.literal_value]
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _, job, first, last = arguments
+        fields = {field: read(builder, job, INT64(place), INT64) for field, place in _FIELD.items()}
+        bases = {field: builder.inttoptr(fields[field], BYTE.as_pointer()) for field in FIELDS[4:9]}
+        beta, scale, price = (
+            splat(builder, builder.bitcast(builder.trunc(fields[field], INT32), FLOAT)) for field in FIELDS[9:]
+        )
+
+        def sweep(tile: Tile, place: Any) -> None:
+            def load(field: str) -> Any:
+                return tile.load(at(builder, bases[field], place, FLOAT))[0]
+
+            def store(field: str, value: Any) -> None:
+                tile.store([value], at(builder, bases[field], place, FLOAT))
+
+            soft = _sigmoid(builder, builder.fmul(load("score"), beta))
+            mask = builder.fmul(soft, scale)
+            if name == "pull_back":
+                grad, weight = load("grad"), load("weight")
+                slope = builder.fmul(soft, builder.fsub(_constant(1.0), soft))
+                towards = multiply_add(builder, price, builder.fmul(grad, builder.fmul(beta, scale)), weight)
+                store("out", builder.fmul(towards, slope))
+                store("grad", builder.fmul(grad, mask))
+                with builder.if_then(builder.icmp_unsigned("!=", fields["parameter"], INT64(0))):
+                    store("parameter", weight)
+                return
+            weight = load("parameter" if name == "take" else "weight")
+            if name == "take":
+                store("weight", weight)
+            store("parameter", builder.fmul(weight, mask))
+
+        vectors = builder.sdiv(builder.sub(last, first), INT64(LANES))
+        with cgutils.for_range(builder, vectors) as loop:
+            sweep(Tile(builder, 1), builder.add(first, builder.mul(loop.index, INT64(LANES))))
+        done = builder.add(first, builder.mul(vectors, INT64(LANES)))
+        with builder.if_then(builder.icmp_signed("<", done, last)):
+            sweep(Tile(builder, 1, builder.sub(last, done)), done)
+        return context.get_dummy_value()
+
+    return types.void(number, types.voidptr, types.intp, types.intp), generate
+
+
+_sweep: Any = intrinsic(prefer_literal=True)(_emit)
+
+
+def kernel(name: str) -> Any:
+    """A C function of a job's address: ``pull_back``, ``take`` or ``apply``."""
+    number = _NAMES.index(name)
+
+    def walk(job_at: Any) -> None:
+        job: Any = carray(job_at, (_SIZE,), np.int64)
+        while True:
+            chunk = next_chunk(job_at)
+            if chunk >= job[_field.chunks]:
+                break
+            first = chunk * job[_field.each]
+            _sweep(number, job_at, first, min(first + job[_field.each], job[_field.count]))
+
+    return compiled(walk, f"sigmoid_{name}")

@@ -1,0 +1,65 @@
+"""The two sweeps under a sigmoid mask, beside PyTorch's derivatives in double precision."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tombola import sigmoid
+from tombola.sigmoid import Sigmoid
+
+SIZES = st.integers(0, 70) | st.integers(10_000, 40_000)
+CURVES = st.builds(Sigmoid, st.floats(1, 200), st.floats(1, 3), st.floats(0, 2))
+
+
+def drawn(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    grad, weight, score = torch.randn(3, count, generator=draw)
+    return grad, weight, score / 10
+
+
+@pytest.fixture(autouse=True)
+def _several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+
+
+@given(SIZES, CURVES, st.integers(0, 2**20), st.booleans())
+def test_gradients(count: int, curve: Sigmoid, seed: int, trains: bool) -> None:
+    grad, weight, score = drawn(count, seed)
+    w, s = weight.double().requires_grad_(), score.double().requires_grad_()
+    mask = curve.scale * torch.sigmoid(curve.beta * s)
+    by_w, by_s = torch.autograd.grad((grad * w * mask).sum() + curve.price * mask.sum(), (w, s))
+    parameter, out = torch.full_like(weight, 7.0), torch.empty_like(score)
+    found = sigmoid.pull_back(grad, weight, score, curve, parameter=parameter if trains else None, out=out)
+    assert found is out
+    size = curve.beta * curve.scale * (4 + curve.price)  # of what is multiplied by the slope
+    torch.testing.assert_close(grad.double(), by_w, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(out.double(), by_s, rtol=1e-4, atol=1e-6 * size)
+    assert torch.equal(parameter, weight if trains else torch.full_like(weight, 7.0))
+
+
+@given(SIZES, CURVES, st.integers(0, 2**20), st.booleans())
+def test_effective_weights(count: int, curve: Sigmoid, seed: int, take: bool) -> None:
+    parameter, weight, score = drawn(count, seed)
+    raw = (parameter if take else weight).clone()
+    sigmoid.apply(weight, score, curve, parameter=parameter, take=take)
+    assert torch.equal(weight, raw)
+    expected = raw.double() * curve.scale * torch.sigmoid(curve.beta * score.double())
+    torch.testing.assert_close(parameter.double(), expected, rtol=1e-5, atol=1e-37)
+
+
+def test_every_size_of_a_score() -> None:
+    """To two units in the last place; 0 and 1 at infinity; NaN stays."""
+    score = torch.cat([torch.linspace(-86, 120, 100_001), torch.tensor([math.inf, -math.inf, math.nan, -0.0])])
+    found = torch.empty_like(score)
+    sigmoid.apply(torch.ones_like(score), score, Sigmoid(1.0), parameter=found, take=False)
+    expected = torch.sigmoid(score.double())
+    assert float(((found - expected) / expected)[:-4].abs().max()) < 2 * torch.finfo(torch.float32).eps
+    assert found[-4:-2].tolist() == [1.0, 0.0]
+    assert math.isnan(found[-2])
+    assert found[-1] == 0.5

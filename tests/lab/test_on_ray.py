@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from configs import CS, DENSE, IMP_
+from configs import CS, DENSE, ELSEWHERE, IMP_
 
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
@@ -44,7 +44,7 @@ def load():
     return x[:1000], y[:1000], x[1000:], y[1000:]
 """
 SEARCH = replace(CS, data="own_noise:load", controls=("shuffled", "reinitialised"), control_rounds=(2,), epochs=3)
-ITERATIVE = replace(IMP_, data="own_noise:load", rounds=2)
+ITERATIVE = replace(IMP_, data="own_noise:load", rounds=2, retrain=(2,), transfer=ELSEWHERE)
 LONG = [replace(config, epochs=30) for config in (SEARCH, ITERATIVE)]
 OFTEN = How(checkpoint_share=float("inf"))  # a checkpoint after each epoch
 

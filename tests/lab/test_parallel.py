@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from configs import CS, DENSE, IMP_
+from configs import CS, DENSE, ELSEWHERE, IMP_
 
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
@@ -54,7 +54,7 @@ def files(path: Path) -> dict[str, bytes]:
 def test_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_troubles.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
-    good = [replace(config, data="own_troubles:data") for config in (DENSE, CS, IMP_)]
+    good = [replace(config, data="own_troubles:data") for config in (DENSE, replace(CS, transfer=ELSEWHERE), IMP_)]
     bad = {name: replace(good[0], model=f"own_troubles:{name}", epochs=50) for name in ("dies", "fails", "nowhere")}
     heard: dict[str, list[Event]] = {}
     pids: set[int] = set()

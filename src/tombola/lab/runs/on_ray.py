@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
+from tombola.lab.runs.allocator import for_children
 from tombola.lab.runs.experiment import OnEvent
 from tombola.lab.runs.parallel import GRACE_SECONDS, outcome
 from tombola.lab.runs.parcels import Parcel, needed
@@ -112,9 +113,10 @@ def _cluster(address: str | None) -> Iterator[ModuleType]:
                 if os.environ.get("RAY_ADDRESS"):
                     raise
                 cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-                ray.init(
-                    "local", num_cpus=cpus, object_store_memory=_OBJECT_STORE, include_dashboard=False, **quiet
-                )  # fmt: skip
+                with for_children():
+                    ray.init(
+                        "local", num_cpus=cpus, object_store_memory=_OBJECT_STORE, include_dashboard=False, **quiet
+                    )  # fmt: skip
     except Exception as error:  # Ray has many for a cluster that does not answer or is of another version
         where = address or os.environ.get("RAY_ADDRESS") or "this machine"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

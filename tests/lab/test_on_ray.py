@@ -24,7 +24,7 @@ from tombola.lab.errors import LabError
 from tombola.lab.runs.experiment import execute
 from tombola.lab.runs.on_ray import Resources, run_on_ray
 from tombola.lab.runs.store import RunFolder
-from tombola.lab.runs.tasks import How
+from tombola.lab.runs.tasks import How, Schedule
 from tombola.lab.runs.work import Event
 
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
@@ -145,8 +145,11 @@ def test_shares_of_a_gpu(cluster: Any, folder: Path, tmp_path: Path) -> None:
     assert (who["node"], who["gpus"]) == (node, "0")
 
 
-def test_what_goes_wrong(cluster: Any, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("cluster", "folder")
+def test_what_goes_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that fails on a worker, one whose folder is in use and one that fits: the last is done, nothing is lost."""
+    assert Schedule.add.__kwdefaults__ is not None
+    monkeypatch.setitem(Schedule.add.__kwdefaults__, "patience", 0.2)
     good, held, bad = (replace(DENSE, data="own_noise:load", seed=seed) for seed in range(3))
     bad = replace(bad, model="own_noise:nothing")
     errors: dict[str, str] = {}

@@ -34,7 +34,7 @@ from tombola.lab.report.page import read_summary, write_report
 from tombola.lab.report.reading import read_run
 from tombola.lab.report.rows import Task
 from tombola.lab.runs.compiling import compiled
-from tombola.lab.runs.experiment import execute
+from tombola.lab.runs.experiment import OnEvent, execute
 from tombola.lab.runs.looking import read_metrics
 from tombola.lab.runs.stages import plan
 from tombola.lab.runs.tasks import Schedule
@@ -265,13 +265,13 @@ def files(path: Path) -> dict[str, bytes]:
     return {str(file.relative_to(path)): file.read_bytes() for file in found}
 
 
-def shared_out(config: RunConfig, out: Path) -> Path:
+def shared_out(config: RunConfig, out: Path, on_event: OnEvent = lambda run, event: None) -> Path:
     """Do the stages of the run as tasks, one after another."""
     schedule = Schedule(out, split=True, hold=False, on_event=lambda run, event: None)
     schedule.add([config])
     while (task := schedule.next()) is not None:
         assert task.place is not None
-        execute(config, out, place=task.place)
+        execute(config, out, place=task.place, on_event=on_event)
         schedule.done(task)
     schedule.close()
     assert schedule.errors == {}
@@ -329,7 +329,10 @@ def test_what_cannot_be_compiled_is_said_once(tmp_path: Path, monkeypatch: pytes
     straight = execute(config, tmp_path / "straight")
     said = [record.get("text", "").partition("no code for ")[2] for record in read_metrics(straight / "metrics.jsonl")]
     assert [text.split()[0] for text in said if text] == ["64", "144"]
-    assert files(shared_out(config, tmp_path / "shared")) == files(straight)
+    heard: list[str] = []
+    path = shared_out(config, tmp_path / "shared", lambda name, event: heard.append(str(event.get("text"))))
+    assert files(path) == files(straight)
+    assert len([text for text in heard if "no code for 64" in text]) == 1
     for place in range(len(plan(config)) - 1):
         execute(config, tmp_path / "taken", place=place)
     assert files(execute(config, tmp_path / "taken")) == files(straight)

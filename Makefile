@@ -21,7 +21,7 @@ check: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("tombola needs Python 3.11 or newer: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[lab,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[lab,dev,ray]'
 	touch $@
 
 clean:

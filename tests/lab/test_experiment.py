@@ -24,8 +24,8 @@ from tombola.lab.errors import LabError
 from tombola.lab.models import build
 from tombola.lab.runs.compiling import compiled
 from tombola.lab.runs.experiment import execute
+from tombola.lab.runs.looking import read_metrics
 from tombola.lab.runs.lottery import begin_with
-from tombola.lab.runs.store import read_metrics
 from tombola.lab.runs.work import Event, Stopped
 from tombola.lab.seeds import derive
 from tombola.methods.continuous import ContinuousSparsification

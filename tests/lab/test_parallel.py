@@ -7,14 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from configs import CS, DENSE, IMP_
+from configs import CS, DENSE, ELSEWHERE, IMP_
 
+from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
+from tombola.lab.report.reading import read_run
 from tombola.lab.runs.allocator import TUNABLES
 from tombola.lab.runs.experiment import execute
 from tombola.lab.runs.parallel import run_many
 from tombola.lab.runs.store import RunFolder
-from tombola.lab.runs.work import Event
+from tombola.lab.runs.tasks import Schedule, Task
+from tombola.lab.runs.work import Event, Stopped
+from tombola.methods.magnitude import IMP
 
 OWN = """
 import os, signal
@@ -50,7 +54,7 @@ def files(path: Path) -> dict[str, bytes]:
 def test_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_troubles.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
-    good = [replace(config, data="own_troubles:data") for config in (DENSE, CS, IMP_)]
+    good = [replace(config, data="own_troubles:data") for config in (DENSE, replace(CS, transfer=ELSEWHERE), IMP_)]
     bad = {name: replace(good[0], model=f"own_troubles:{name}", epochs=50) for name in ("dies", "fails", "nowhere")}
     heard: dict[str, list[Event]] = {}
     pids: set[int] = set()
@@ -89,6 +93,70 @@ def test_wrong_numbers() -> None:
     with pytest.raises(LabError, match="jobs and threads must be 1 or more, not 0 and 1"):
         run_many([DENSE], Path("nowhere"), jobs=0)
     assert run_many([], Path("nowhere")) == []
+
+
+SEARCH = replace(CS, controls=("shuffled",), control_rounds=(2,))
+KEPT_BY_LAYER = replace(IMP_, method=IMP(keep={"conv1.weight": 0.5, "fc1.weight": 0.5}), rounds=2)
+
+
+def stopped(config: RunConfig, out: Path, epochs: int) -> None:
+    """Leave the run after so many epochs, as Ctrl-C would."""
+    answers = [False] * (epochs - 1) + [True]
+    with pytest.raises(Stopped):
+        execute(config, out, stop=lambda: answers.pop(0))
+
+
+@pytest.mark.parametrize("epochs", [pytest.param(3, marks=pytest.mark.slow), 5])
+def test_what_one_process_began_several_go_on_with(epochs: int, tmp_path: Path) -> None:
+    """It stood in a round; or in a retraining, which is finished by one process, the stages not being shared out."""
+    stopped(SEARCH, tmp_path / "cut", epochs)
+    (path,) = run_many([SEARCH], tmp_path / "cut", jobs=2)
+    assert files(path) == files(execute(SEARCH, tmp_path / "straight", threads=1))
+
+
+def test_what_several_processes_began_one_goes_on_with(tmp_path: Path) -> None:
+    """Rounds done as tasks of their own, a retraining finished and one cut off in its folder: all of it is used."""
+    out = tmp_path / "cut"
+    for place in (0, 1, 3):
+        execute(SEARCH, out, place=place, threads=1)
+    answers = [True]
+    with pytest.raises(Stopped):
+        execute(SEARCH, out, place=2, threads=1, stop=lambda: answers.pop(0))
+    unfinished = read_run(out / SEARCH.folder_name)
+    assert (len(unfinished.results), unfinished.finished) == (1, False)
+    heard: list[Event] = []
+    path = execute(SEARCH, out, threads=1, on_event=lambda name, event: heard.append(event))
+    assert [(event["stage"], event["epoch"]) for event in heard if event["event"] == "epoch"] == [
+        (2, 2),
+        (4, 1),
+        (4, 2),
+    ]
+    assert files(path) == files(execute(SEARCH, tmp_path / "straight", threads=1))
+
+
+def test_tasks_wait_for_their_rounds(tmp_path: Path) -> None:
+    schedule = Schedule(tmp_path, split=True, hold=False, on_event=lambda run, event: None)
+    schedule.add([SEARCH, KEPT_BY_LAYER, SEARCH, DENSE])
+    places = {config.folder_name: config.method_name for config in (SEARCH, KEPT_BY_LAYER, DENSE)}
+
+    def ready() -> list[tuple[str, int | None]]:
+        found = []
+        while (task := schedule.next()) is not None:
+            tasks[places[task.run], task.place] = task
+            found.append((places[task.run], task.place))
+        return found
+
+    tasks: dict[tuple[str, int | None], Task] = {}
+    assert sorted(ready(), key=str) == [("cs", 0), ("dense", None), ("imp", 0)]  # of each the first round
+    schedule.done(tasks["cs", 0])
+    assert ready() == [("cs", 1), ("cs", 2)]  # the next round first, for more waits for it
+    schedule.again(tasks["cs", 1])
+    assert ready() == [("cs", 1)]
+    schedule.done(tasks["cs", 1])
+    assert sorted(ready()) == [("cs", 3), ("cs", 4)]
+    schedule.failed(tasks["imp", 0], "something")
+    assert (ready(), schedule.errors) == ([], {KEPT_BY_LAYER.folder_name: "something"})
+    schedule.close()
 
 
 def test_workers_keep_their_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

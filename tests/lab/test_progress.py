@@ -21,7 +21,8 @@ def events() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "dense-c", {"event": "start", "title": "dense · net · digits · seed 0", "total_epochs": 20}
     yield "dense-c", {"event": "done"}
     for done in range(1, 61):
-        yield "imp-a", {"event": "epoch", "done": done, "text": f"round 1, epoch {done}: [bold]not markup[/bold]"}
+        text = f"round 1, epoch {done}: [bold]not markup[/bold]"
+        yield "imp-a", {"event": "epoch", "stage": 0, "epoch": done, "done": done, "text": text}
         if done == 40:
             yield "imp-a", {"event": "result", **result("imp", "keep=0.8", 1, 0.8, 0.971)}
     yield "imp-a", {"event": "warning", "text": "round 1: conv1.weight has no weight left"}
@@ -52,7 +53,8 @@ def test_board_counts_epochs_and_runs() -> None:
 def test_a_continued_run_counts_from_where_it_is() -> None:
     board = Board({"imp-a": 60})
     board.take("imp-a", {"event": "start", "title": "imp", "total_epochs": 60})
-    board.take("imp-a", {"event": "epoch", "done": 45, "text": "round 3"})
+    board.take("imp-a", {"event": "resumed", "epochs": {0: 20, 1: 20}})
+    board.take("imp-a", {"event": "epoch", "stage": 2, "epoch": 5, "done": 45, "text": "round 3"})
     assert board.done == 45
 
 

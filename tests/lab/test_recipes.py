@@ -28,7 +28,7 @@ from tombola.lab.recipes.relaxation import curves
 from tombola.lab.report.experiments import experiments
 from tombola.lab.report.page import write_report
 from tombola.lab.runs.experiment import execute
-from tombola.lab.runs.store import read_metrics
+from tombola.lab.runs.looking import read_metrics
 from tombola.lab.settings import SGD, Adam, Constant, Cosine, Drops, WarmUp
 from tombola.methods.continuous import ContinuousSparsification
 from tombola.methods.gradual import GradualMagnitude

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tombola.lab.errors import LabError
-from tombola.lab.runs.store import RunFolder, read_metrics
+from tombola.lab.runs.looking import read_metrics
+from tombola.lab.runs.store import RunFolder
 
 
 def never(text: str) -> None:
@@ -229,33 +228,6 @@ def test_an_out_that_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(LabError, match="cannot make this folder: Not a directory; choose another with --out"):
         RunFolder(tmp_path / "file", DENSE)
-
-
-# ---- locks
-
-
-def _hold(out: Path, connection: Any) -> None:
-    with RunFolder(out, DENSE):
-        connection.send("held")
-        connection.recv()
-
-
-def test_one_process_at_a_time(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    mine, theirs = context.Pipe()
-    process = context.Process(target=_hold, args=(tmp_path, theirs), daemon=True)
-    process.start()
-    try:
-        assert mine.recv() == "held"
-        with pytest.raises(LabError, match=f"process {process.pid} on .* is working on this run; wait for it or stop"):
-            RunFolder(tmp_path, DENSE, patience=0.1)
-        with RunFolder(tmp_path, replace(DENSE, seed=1), patience=0.1):
-            pass  # other runs are free
-    finally:
-        process.kill()
-        process.join()
-    with RunFolder(tmp_path, DENSE):  # the lock has gone with the process
-        pass
 
 
 def test_a_folder_that_could_not_be_opened_is_free_again(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from tombola.lab.inputs import Images, Text
 from tombola.lab.models import build
 from tombola.lab.report.page import write_report
 from tombola.lab.runs.experiment import execute
-from tombola.lab.runs.store import read_metrics
+from tombola.lab.runs.looking import read_metrics
 from tombola.lab.runs.train import cross_entropy, fit, measure
 from tombola.lab.seeds import derive
 from tombola.lab.settings import SGD

@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,14 @@ from tombola.lab.report.curves import training
 from tombola.lab.report.findings import findings
 from tombola.lab.report.leaderboard import leaderboard
 from tombola.lab.report.page import read_summary, write_report
+from tombola.lab.report.reading import read_run
 from tombola.lab.report.rows import Task
-from tombola.lab.runs.experiment import execute
-from tombola.lab.runs.store import read_metrics
+from tombola.lab.runs.compiling import compiled
+from tombola.lab.runs.experiment import OnEvent, execute
+from tombola.lab.runs.looking import read_metrics
+from tombola.lab.runs.stages import plan
+from tombola.lab.runs.tasks import Schedule
+from tombola.lab.runs.work import Event, Stopped
 from tombola.lab.seeds import derive
 
 SEARCH = EVERY_METHOD["cs, transfer"]
@@ -203,14 +209,16 @@ def test_the_file_of_a_config() -> None:
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_other.py").write_text(
         """
-import torch
+from dataclasses import replace
 from torch import nn
 from tombola.lab.data import digits
 
 def larger():
+    with open("loaded.txt", "a") as file:
+        print("larger", file=file)
     data = digits()
     train, test = (nn.functional.interpolate(x, 12) for x in (data.train_x, data.test_x))
-    return train[:300], data.train_y[:300], test, data.test_y
+    return replace(data, train_x=train[:300], train_y=data.train_y[:300], test_x=test, original=False)
 
 def perceptron(input_shape, classes):
     size = input_shape[1] ** 2
@@ -240,6 +248,94 @@ def test_little_fits(tmp_path: Path) -> None:
     assert {layer["name"]: layer["kept"] == layer["size"] for layer in record["layers"]} == {
         "fc1.weight": True, "fc2.weight": False, "fc3.weight": False,
     }  # fmt: skip
+
+
+# ---- stages that are shared out
+
+
+LARGER = replace(ELSEWHERE, data="own_other:larger", examples=None, epochs=2)
+SHARED = replace(
+    CS, model="lenet_300_100", rounds=2, epochs=1, controls=("shuffled",), control_rounds=(1,), transfer=LARGER
+)
+
+
+def files(path: Path) -> dict[str, bytes]:
+    """What a run leaves behind, byte by byte."""
+    found = (file for file in path.rglob("*") if file.is_file() and file.name not in ("lock", "times.json"))
+    return {str(file.relative_to(path)): file.read_bytes() for file in found}
+
+
+def shared_out(config: RunConfig, out: Path, on_event: OnEvent = lambda run, event: None) -> Path:
+    """Do the stages of the run as tasks, one after another."""
+    schedule = Schedule(out, split=True, hold=False, on_event=lambda run, event: None)
+    schedule.add([config])
+    while (task := schedule.next()) is not None:
+        assert task.place is not None
+        execute(config, out, place=task.place, on_event=on_event)
+        schedule.done(task)
+    schedule.close()
+    assert schedule.errors == {}
+    return out / config.folder_name
+
+
+@pytest.mark.usefixtures("own")
+def test_stage_by_stage(tmp_path: Path) -> None:
+    straight = execute(SHARED, tmp_path / "straight")
+    assert Path("loaded.txt").read_text().count("larger") == 1
+    path = shared_out(SHARED, tmp_path / "shared")
+    assert files(path) == files(straight)
+    assert Path("loaded.txt").read_text().count("larger") == 1 + 1 + 3  # to begin with, and where it is trained on
+    times = [json.loads((run / "times.json").read_text())["seconds"] for run in (path, straight)]
+    assert times[0].keys() == times[1].keys() >= {"1", "1 transferred", "1 shuffled", "1 shuffled transferred"}
+    said, data, *others = read_metrics(path / "metrics.jsonl")
+    assert said["text"].startswith("transfer of tickets from 'digits' to 'own_other:larger': only fc2.weight")
+    assert data == {"kind": "data", "original": False, "transferred": True}
+    assert said not in others
+    assert data not in others
+    found = read_run(path)
+    assert (found.original, found.original_there) == (None, False)
+    assert all(result.seconds for result in found.results)
+
+
+@pytest.mark.usefixtures("own")
+def test_what_several_processes_began_one_goes_on_with(tmp_path: Path) -> None:
+    """Among it a ticket that is trained on other data, cut off, and one that is done."""
+    out, answers = tmp_path / "cut", [True]
+    stages = plan(SHARED)
+    there = [place for place, stage in enumerate(stages) if stage.transferred]
+    assert [stages[place].name for place in there] == ["1-transferred", "2-transferred", "1-shuffled-transferred"]
+    for place in (0, 1, there[2]):
+        execute(SHARED, out, place=place)
+    with pytest.raises(Stopped):
+        execute(SHARED, out, place=there[0], stop=lambda: answers.pop(0))
+    heard: list[Event] = []
+    path = execute(SHARED, out, on_event=lambda name, event: heard.append(event))
+    assert {"event": "resumed", "epochs": {0: 1, 1: 1}} in heard
+    epochs = [(event["stage"], event["epoch"]) for event in heard if event["event"] == "epoch"]
+    assert epochs == [(2, 1), (3, 1), (4, 1), (there[0], 2), (there[1], 1), (there[1], 2)]
+    assert files(path) == files(execute(SHARED, tmp_path / "straight"))
+
+
+@pytest.mark.usefixtures("own")
+def test_what_cannot_be_compiled_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the round that meets it first; by none of the tickets, but for what they alone meet."""
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        size = max(x.numel() for x in inputs if x.dtype == torch.float32 and x.dim() == 4) // SHARED.batch_size
+        raise RuntimeError(f"no code for {size}")
+
+    monkeypatch.setattr("tombola.lab.runs.work.compiled", partial(compiled, backend=backend))
+    config = replace(SHARED, compile=True, transfer=replace(LARGER, batch_size=SHARED.batch_size))
+    straight = execute(config, tmp_path / "straight")
+    said = [record.get("text", "").partition("no code for ")[2] for record in read_metrics(straight / "metrics.jsonl")]
+    assert [text.split()[0] for text in said if text] == ["64", "144"]
+    heard: list[str] = []
+    path = shared_out(config, tmp_path / "shared", lambda name, event: heard.append(str(event.get("text"))))
+    assert files(path) == files(straight)
+    assert len([text for text in heard if "no code for 64" in text]) == 1
+    for place in range(len(plan(config)) - 1):
+        execute(config, tmp_path / "taken", place=place)
+    assert files(execute(config, tmp_path / "taken")) == files(straight)
 
 
 # ---- the command line

@@ -14,7 +14,7 @@ from torch import nn
 
 import tombola
 from tombola.lab.runs.experiment import execute
-from tombola.lab.runs.store import read_metrics
+from tombola.lab.runs.looking import read_metrics
 from tombola.lab.runs.watch import EDGES, Watch, histogram
 from tombola.lab.runs.work import Stopped
 from tombola.sparse.swap import make_sparse

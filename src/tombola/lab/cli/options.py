@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from tombola.lab.cli.values import EpochsType, Listing, Number, PatternType
+from tombola.lab.cli.values import ClusterType, EpochsType, Listing, Number, PatternType
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -142,7 +142,13 @@ _WHERE = [
         help="Where the data lie: the folder cifar-10-batches-py or cifar-100-python or the one around it, the image "
         "folder, the text.",
     ),
-    click.option("--jobs", type=COUNT, metavar="N", show_default="one per CPU; on a GPU 1", help="Runs at once."),
+    click.option(
+        "--jobs",
+        type=COUNT,
+        metavar="N",
+        show_default="one per CPU; on a GPU 1; on Ray as many as there is room for",
+        help="Processes at once. They share the runs out, and of a search the rounds, retrainings and controls.",
+    ),
     click.option("--threads", type=COUNT, metavar="N", default=1, show_default=True, help="PyTorch's, in each job."),
     click.option(
         "--workers",
@@ -158,6 +164,28 @@ _WHERE = [
         metavar="NAME,...",
         help="Show the metrics of each epoch there too: event files in DIR/tensorboard, offline runs in DIR/wandb, "
         "trackio's own folder. Nothing is sent.",
+    ),
+    click.option(
+        "--on",
+        type=ClusterType(),
+        metavar="ray|ray://HOST:PORT",
+        show_default="this machine",
+        help="Compute on a Ray cluster: that of RAY_ADDRESS or of this machine, or one that is started here; or by "
+        "Ray's client on the one at HOST. Needs pip install 'tombola[ray]'.",
+    ),
+    click.option(
+        "--cpus-per-task",
+        type=_positive,
+        metavar="X",
+        show_default="as --threads",
+        help="Set aside by Ray for each job.",
+    ),
+    click.option(
+        "--gpus-per-task",
+        type=_not_negative,
+        metavar="X",
+        show_default="1 with --device cuda, else 0",
+        help="The same; 0.25: four tasks share a GPU.",
     ),
     click.option("-q", "--quiet", is_flag=True, help="No progress, only the results."),
 ]

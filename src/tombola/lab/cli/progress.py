@@ -33,9 +33,14 @@ class State:
 
     total: int
     title: str = ""
-    done: int = 0
+    epochs: dict[int, int] = field(default_factory=dict)  # place of a stage -> its epochs done; several may be at work
     text: str = ""
     status: str = "waiting"  # then "active", and in the end "done" or "failed"
+
+    @property
+    def done(self) -> int:
+        """Epochs of all stages."""
+        return self.total if self.status == "done" else min(self.total, sum(self.epochs.values()))
 
 
 @dataclass
@@ -55,10 +60,13 @@ class Board:
             case "start":
                 run.title, run.total = _title(str(event["title"])), int(event["total_epochs"])
                 run.status = "active"
+            case "resumed":
+                run.epochs.update(event["epochs"])
             case "epoch":
-                run.done, run.text, run.status = int(event["done"]), str(event["text"]), "active"
+                run.epochs[event["stage"]] = int(event["epoch"])
+                run.text, run.status = str(event["text"]), "active"
             case "done":
-                run.done, run.status = run.total, "done"
+                run.status = "done"
             case "error":
                 run.status = "failed"
         return run
@@ -71,7 +79,7 @@ class Board:
     @property
     def done(self) -> int:
         """Epochs done."""
-        return sum(min(run.done, run.total) for run in self.runs.values())
+        return sum(run.done for run in self.runs.values())
 
     @property
     def finished(self) -> int:

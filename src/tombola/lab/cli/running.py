@@ -24,7 +24,9 @@ from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
 from tombola.lab.report.page import write_report
 from tombola.lab.report.terminal import print_summary, stdout
+from tombola.lab.runs.on_ray import Resources, run_on_ray
 from tombola.lab.runs.parallel import run_many
+from tombola.lab.runs.tasks import How
 from tombola.lab.runs.thin import check_device
 from tombola.lab.study import digits_study
 from tombola.lab.tracking import Tracking, check_tracker
@@ -35,12 +37,43 @@ COMMANDS = "commands.txt"
 
 
 @dataclass(frozen=True)
+class Cluster:
+    """A Ray cluster (``address`` None: the one that is there, or a new one), and what each task has of it."""
+
+    address: str | None
+    resources: Resources
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Cluster | None:
+        """The cluster that the options ask for; None for this machine.
+
+        Raises:
+            click.UsageError: values that do not go together.
+        """
+        on, device, context = options["on"], options["device"], click.get_current_context()
+        cpus, gpus = options["cpus_per_task"], options["gpus_per_task"]
+        if on is None:
+            if cpus is not None or gpus is not None:
+                raise click.UsageError("--cpus-per-task and --gpus-per-task are for --on ray", context)
+            return None
+        if device not in ("cpu", "cuda"):
+            raise click.UsageError(f"--device {device}: on Ray give cpu or cuda; Ray says which GPU", context)
+        if device == "cpu" and gpus:
+            raise click.UsageError("--gpus-per-task is for --device cuda", context)
+        if device == "cuda" and gpus == 0:
+            raise click.UsageError("--gpus-per-task must be above 0 with --device cuda", context)
+        gpus = (1.0 if device == "cuda" else 0.0) if gpus is None else gpus
+        resources = Resources(cpus=options["threads"] if cpus is None else cpus, gpus=gpus)
+        return cls(address=None if on == "ray" else on, resources=resources)
+
+
+@dataclass(frozen=True)
 class Runs:
     """The runs to make, and where and how."""
 
     configs: Sequence[RunConfig]
     out: Path
-    jobs: int
+    jobs: int | None
     threads: int
     workers: int
     device: str
@@ -48,6 +81,7 @@ class Runs:
     data_dirs: Mapping[str, Path]
     track: Sequence[str]
     quiet: bool
+    cluster: Cluster | None
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any], configs: Callable[[], Sequence[RunConfig]]) -> Runs:
@@ -57,8 +91,10 @@ class Runs:
             click.UsageError: values that do not go together, or no such device, data or model.
         """
         device, there = options["device"], options.get("transfer_dir")
+        cluster = Cluster.from_options(options)
         try:
-            _check_device(device)
+            if cluster is None:
+                _check_device(device)
             for tracker in options["track"] or ():
                 check_tracker(tracker)
             wanted = configs()
@@ -69,17 +105,19 @@ class Runs:
         moved = [config.transfer.data for config in wanted if config.transfer is not None]
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         jobs = options["jobs"] or (max(1, cpus // options["threads"]) if device == "cpu" else 1)
+        readers = max(1, cpus // jobs) if cluster is None else max(1, int(cluster.resources.cpus))
         return cls(
             configs=wanted,
             out=options["out"],
-            jobs=min(jobs, len(wanted)),
+            jobs=options["jobs"] if cluster is not None else jobs,
             threads=options["threads"],
-            workers=options["workers"] or max(1, cpus // max(1, min(jobs, len(wanted)))),
+            workers=options["workers"] or readers,
             device=device,
             data_dir=options["data_dir"],
             data_dirs=dict.fromkeys(moved, there) if there else {},
             track=options["track"] or (),
             quiet=options["quiet"],
+            cluster=cluster,
         )
 
     def run(self, command: str) -> None:
@@ -90,22 +128,23 @@ class Runs:
         """
         _remember(self.out, command)
         totals = {config.folder_name: config.total_epochs for config in self.configs}
+        how = How(
+            device=self.device, threads=self.threads, data_dir=self.data_dir, data_dirs=self.data_dirs,
+            workers=self.workers,
+        )  # fmt: skip
         try:
             with (
                 watcher(Console(stderr=True, highlight=False), totals, quiet=self.quiet) as watch,
                 Tracking(self.out, self.configs, self.track, then=watch) as tracking,
             ):
-                run_many(
-                    self.configs,
-                    self.out,
-                    jobs=self.jobs,
-                    threads=self.threads,
-                    workers=self.workers,
-                    device=self.device,
-                    data_dir=self.data_dir,
-                    data_dirs=self.data_dirs,
-                    on_event=tracking,
-                )
+                if self.cluster is None:
+                    assert self.jobs is not None
+                    run_many(self.configs, self.out, how, jobs=self.jobs, on_event=tracking)
+                else:
+                    run_on_ray(
+                        self.configs, self.out, how, self.cluster.resources, address=self.cluster.address,
+                        jobs=self.jobs, on_event=tracking,
+                    )  # fmt: skip
         except KeyboardInterrupt:
             click.echo(f"Stopped; nothing is lost. To continue where it stopped:\n  {command}", err=True)
             sys.exit(130)

@@ -101,3 +101,15 @@ class PatternType(click.ParamType):  # type: ignore[type-arg]
         except ValueError as error:
             says = str(error)
         return self.fail(says, param, ctx)
+
+
+class ClusterType(click.ParamType):  # type: ignore[type-arg]
+    """Where to compute, if not here."""
+
+    name = "cluster"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The value, if it is one."""
+        if not re.fullmatch(r"ray|ray://[^/\s:]+:\d+", str(value)):
+            self.fail(f"must be ray or ray://HOST:PORT, not {str(value)!r}", param, ctx)
+        return str(value)

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tombola.lab.report.epochs import Epoch, read_epoch
 from tombola.lab.report.experiments import scale_of
 from tombola.lab.report.fields import field as _field
 from tombola.lab.report.fields import finite as _finite
+from tombola.lab.runs.stages import key_of
 
 CONFIG, METRICS, DONE, TIMES = "config.json", "metrics.jsonl", "done.json", "times.json"
 
@@ -137,11 +139,14 @@ def read_run(folder: Path) -> Run:
     original: dict[bool, bool] = {}  # of the data that tickets are transferred to, or of the run's own
     epochs: list[Epoch] = []
     device, seconds = _times(folder / TIMES)
-    for place, record in _records(folder / METRICS):
+    # while stages are shared out, those beside the search have records of their own
+    files = [folder / METRICS, *(() if finished else sorted(folder.glob(f"parts/*/{METRICS}")))]
+    for place, record in chain.from_iterable(map(_records, files)):
         kind = record.get("kind")
         if kind == "result":
             result = _result(record, place)
-            results.append(replace(result, seconds=seconds.get(_key(result))))
+            key = key_of(result.round, result.control, transferred=bool(result.found_on))
+            results.append(replace(result, seconds=seconds.get(key)))
         elif kind == "epoch":
             epochs.append(read_epoch(record, place))
         elif kind == "warning" and record.get("text") not in warnings:
@@ -164,12 +169,6 @@ def read_run(folder: Path) -> Run:
         device=device,
         epochs=tuple(epochs),
     )
-
-
-def _key(result: Result) -> str:
-    """What the time of a result is noted under."""
-    parts = (str(result.round), result.control, "transferred" if result.found_on else "")
-    return " ".join(part for part in parts if part)
 
 
 def _times(path: Path) -> tuple[str, dict[str, float]]:

@@ -6,6 +6,7 @@ tickets and the same numbers as one that was never stopped.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from tombola.lab.config import RunConfig
 from tombola.lab.data import Data, load
 from tombola.lab.errors import LabError
+from tombola.lab.runs.stages import plan
 from tombola.lab.runs.store import RunFolder
 from tombola.lab.runs.thin import check_device
 from tombola.lab.runs.transplant import check
@@ -31,6 +33,7 @@ def execute(
     config: RunConfig,
     out: Path,
     *,
+    place: int | None = None,
     device: torch.device | str = "cpu",
     threads: int | None = None,
     data_dir: Path | None = None,
@@ -39,12 +42,15 @@ def execute(
     on_event: OnEvent = lambda run, event: None,
     checkpoint_share: float = CHECKPOINT_SHARE,
     stop: Callable[[], bool] = lambda: False,
+    saved: Callable[[], None] = lambda: None,
 ) -> Path:
     """Run ``config`` to its end, from where it stands, in its folder below ``out``.
 
     Args:
         config: which run.
         out: folder of run folders.
+        place: None for the whole run; else only the stage at this place of its ``plan``, for a process that shares
+            them out, holds the run and finishes it (``tombola.lab.runs.tasks``).
         device: where to compute. Numbers of one device are repeatable on the CPU, and close on a GPU.
         threads: of PyTorch, while this runs; None leaves them alone. Numbers may depend on it in the last bits.
         data_dir: where data sets that are files lie.
@@ -54,6 +60,7 @@ def execute(
         checkpoint_share: of the time that may go into checkpoints, which are made at the ends of epochs: small runs
             save every second or so, large ones more rarely. ``math.inf``: at the end of each epoch.
         stop: asked after each epoch; True saves and raises ``Stopped``.
+        saved: called whenever what may not be lost is on disk.
 
     Returns:
         The run's folder.
@@ -64,35 +71,62 @@ def execute(
     """
     if config.sparse:
         check_device(device)
-    with RunFolder(out, config) as folder, _threads(threads):
+    stage = None if place is None else plan(config)[place]
+    with RunFolder(out, config, stage=stage, saved=saved) as folder, _threads(threads), _disk(folder.root):
 
         def emit(event: Event) -> None:
             on_event(folder.name, event)
 
         emit({"event": "start", "title": config.title, "total_epochs": config.total_epochs})
         if not folder.finished:
-            saved = folder.resume(warn=lambda text: emit({"event": "warning", "text": text}), device=device)
+            state = folder.resume(warn=lambda text: emit({"event": "warning", "text": text}), device=device)
+            first = state is None and not (stage is not None and stage.apart)
+            run: Run | None = None
 
             def tell(text: str) -> None:
-                folder.record({"kind": "warning", "text": text})
-                emit({"event": "warning", "text": text})
+                """What is wrong with the data. What was said when the run began is not said again."""
+                if run is not None:
+                    run.tell(text)
+                elif first:
+                    folder.record({"kind": "warning", "text": text})
+                    emit({"event": "warning", "text": text})
 
             def prepared(config: RunConfig) -> Workshop:
                 place = (data_dirs or {}).get(config.data, data_dir)
                 return _prepared(config, data_dir=place, device=device, workers=workers, tell=tell)
 
-            make, target, anew = prepared(config), None, saved is None
-            if config.transfer is not None:
+            make, target = prepared(config), None
+            if config.transfer is not None and (first or stage is None or stage.transferred):
                 target = prepared(config.target)
-                if (said := check(make, target)) and anew:
+                if said := check(make, target):
                     tell(said)
             for each, about in ((make, {}), (target, {"transferred": True})):
-                if anew and each is not None and isinstance(each.data, Data) and each.data.original is not None:
+                if first and each is not None and isinstance(each.data, Data) and each.data.original is not None:
                     folder.record({"kind": "data", "original": each.data.original, **about})
-            Run(folder, make, target, emit, checkpoint_share, stop).go(saved)
-            folder.finish()
-        emit({"event": "done"})
-        return folder.path
+            run = Run(folder, make, target, emit, checkpoint_share, stop)
+            if place is None:
+                run.go(state)
+            else:
+                run.go_to(place, state)
+            if stage is None or stage.apart:
+                folder.finish()
+        if place is None:
+            emit({"event": "done"})
+        return folder.root
+
+
+@contextmanager
+def _disk(folder: Path) -> Iterator[None]:
+    """Inside it, an error of the disk says that nothing is lost."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE):
+            raise
+        raise LabError(
+            f"{folder}: cannot be written: {error.strerror}; make room or mend it, then run the same again: "
+            "it goes on from its last checkpoint"
+        ) from error
 
 
 def _prepared(

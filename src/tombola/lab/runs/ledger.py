@@ -31,8 +31,7 @@ class Ledger:
 
     def seconds_of(self, stage: Stage, place: int) -> float:
         """What the stage at this place took, and each round of the search up to that of ``stage``."""
-        found = [number for number, other in enumerate(self.stages) if other.phase in ("train", "search")]
-        return sum(self.seconds.get(str(number), 0.0) for number in {*found[: stage.round], place})
+        return spent(self.stages, self.seconds, stage, place)
 
     def arithmetic_of(
         self, round_: int, counts: Mapping[str, int], searched: Mapping[str, Mapping[str, Any]], there: Workshop
@@ -60,3 +59,10 @@ class Ledger:
         assert here is not None
         assert elsewhere is not None
         return sum(known[:-1]) * self.make.config.epochs * here / elsewhere + known[-1] * there.config.epochs
+
+
+def spent(stages: Sequence[Stage], seconds: Mapping[str, float], stage: Stage, place: int) -> float:
+    """What the stage at this place took, and each round of the search up to that of ``stage``. ``seconds``: place of a
+    stage -> its own."""
+    found = [number for number, other in enumerate(stages) if other.phase in ("train", "search")]
+    return sum(seconds.get(str(number), 0.0) for number in {*found[: stage.round], place})

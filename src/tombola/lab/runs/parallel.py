@@ -1,6 +1,6 @@
 """Several runs side by side, each in a process of its own: clean memory, one thread, and no shared fate.
 
-The parent hands configs out and takes events in, over one pipe for each worker. A worker whose parent vanishes ends at
+The parent hands tasks out and takes events in, over one pipe for each worker. A worker whose parent vanishes ends at
 once, as after a ``kill -9``: the run's folder is free again and loses nothing.
 """
 
@@ -11,21 +11,18 @@ import multiprocessing
 import os
 import queue
 import signal
-import sys
 import threading
 import time
-import traceback
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
 from tombola.lab.runs.allocator import for_children
-from tombola.lab.runs.experiment import CHECKPOINT_SHARE, OnEvent, execute
+from tombola.lab.runs.experiment import OnEvent
+from tombola.lab.runs.tasks import How, Schedule, Task, attempt
 from tombola.lab.runs.work import Event, Stopped
 
 GRACE_SECONDS = 5.0  # after Ctrl-C, for the epochs at work to end and be saved
@@ -34,29 +31,21 @@ GRACE_SECONDS = 5.0  # after Ctrl-C, for the epochs at work to end and be saved
 def run_many(
     configs: Iterable[RunConfig],
     out: Path,
+    how: How | None = None,
     *,
     jobs: int = 1,
-    threads: int = 1,
-    device: str = "cpu",
-    data_dir: Path | None = None,
-    data_dirs: Mapping[str, Path] | None = None,
-    workers: int = 0,
     on_event: OnEvent = lambda run, event: None,
-    checkpoint_share: float = CHECKPOINT_SHARE,
 ) -> list[Path]:
-    """Execute all runs, ``jobs`` at a time, the longest first; those that are finished already are only looked at.
+    """Execute all runs in ``jobs`` processes, the longest first; those that are finished already are only looked at.
+
+    With more than one process the stages of a search are shared out: see ``tombola.lab.runs.tasks``.
 
     Args:
         configs: the runs; one that is there twice is executed once.
         out: folder of run folders.
+        how: where and how each process computes; None: with one thread on the CPU.
         jobs: worker processes.
-        threads: of each worker, for PyTorch and numba.
-        device: where to compute.
-        data_dir: where data sets that are files lie.
-        data_dirs: the same for data sets of these names that lie elsewhere.
-        workers: processes of each job that read images which do not stay in memory.
         on_event: called in this process, with the name of the run's folder and the event.
-        checkpoint_share: of the time that may go into checkpoints, as for :func:`execute`.
 
     Returns:
         The runs' folders, in the order of ``configs``.
@@ -65,48 +54,58 @@ def run_many(
         LabError: some runs failed; the others were executed all the same.
         KeyboardInterrupt: Ctrl-C. The runs at work saved where they stand.
     """
-    if jobs < 1 or threads < 1:
-        raise LabError(f"jobs and threads must be 1 or more, not {jobs} and {threads}")
+    how = how or How()
+    if jobs < 1 or how.threads < 1:
+        raise LabError(f"jobs and threads must be 1 or more, not {jobs} and {how.threads}")
     configs = list(configs)
-    names = [config.folder_name for config in configs]
-    runs = dict(zip(names, configs, strict=True))
-    options = {
-        "out": out, "threads": threads, "device": device, "data_dir": data_dir, "data_dirs": data_dirs,
-        "workers": workers, "checkpoint_share": checkpoint_share,
-    }  # fmt: skip
-    crew = _Crew(runs, options, on_event)
+    schedule = Schedule(out, split=jobs > 1, hold=False, on_event=on_event)
+    crew = _Crew(schedule, how, on_event)
     try:
-        crew.work(min(jobs, len(runs)))
+        schedule.add(configs)
+        crew.work(jobs)
     except KeyboardInterrupt:
         crew.stop()
         raise
     finally:
         crew.kill()
-    if crew.errors:
-        name, text = next(iter(crew.errors.items()))
-        raise LabError(f"{len(crew.errors)} of {len(runs)} runs failed; the first is {name}: {text}")
+        schedule.close()
+    return outcome(configs, out, schedule.errors)
+
+
+def outcome(configs: Sequence[RunConfig], out: Path, errors: Mapping[str, str]) -> list[Path]:
+    """The folders of the runs.
+
+    Raises:
+        LabError: there are errors (run -> text).
+    """
+    names = [config.folder_name for config in configs]
+    if errors:
+        name, text = next(iter(errors.items()))
+        raise LabError(f"{len(errors)} of {len(set(names))} runs failed; the first is {name}: {text}")
     return [out / name for name in names]
 
 
 class _Crew:
-    """The workers, what each is at, and what is left to do."""
+    """The workers, and what each is at."""
 
-    def __init__(self, runs: dict[str, RunConfig], options: dict[str, Any], on_event: OnEvent) -> None:
-        order = sorted(runs, key=lambda name: runs[name].total_epochs, reverse=True)
-        self.todo, self.runs, self.options, self.on_event = deque(order), runs, options, on_event
-        self.errors: dict[str, str] = {}
+    def __init__(self, schedule: Schedule, how: How, on_event: OnEvent) -> None:
+        self.schedule, self.how, self.on_event = schedule, how, on_event
         self.processes: dict[Connection, BaseProcess] = {}
-        self.at: dict[Connection, str | None] = {}
+        self.at: dict[Connection, Task | None] = {}
 
     def work(self, jobs: int) -> None:
         """Until nothing is left."""
-        for _ in range(jobs):
-            self._hire()
-        while self.processes:
+        while True:
+            while (idle := self._idle()) is not None or len(self.processes) < jobs:
+                if (task := self.schedule.next()) is None:
+                    break
+                self._assign(idle or self._hire(), task)
+            if not any(self.at.values()):
+                break
             for connection in wait(list(self.processes)):
                 assert isinstance(connection, Connection)
                 try:
-                    self._hear(connection, *connection.recv())
+                    self._hear(connection, connection.recv())
                 except (EOFError, OSError):
                     self._bury(connection)
 
@@ -128,47 +127,50 @@ class _Crew:
             connection.close()
         self.processes.clear()
 
-    def _hire(self) -> None:
+    def _idle(self) -> Connection | None:
+        return next((connection for connection, task in self.at.items() if task is None), None)
+
+    def _hire(self) -> Connection:
         context = multiprocessing.get_context("spawn")
         mine, theirs = context.Pipe()
-        process = context.Process(target=_worker, args=(theirs, self.options))  # a daemon may not have children
+        process = context.Process(target=_worker, args=(theirs, self.schedule.out, self.how))
         with for_children():
-            process.start()
+            process.start()  # no daemon: that may not have children
         theirs.close()
-        self.processes[mine], self.at[mine] = process, None
-        self._assign(mine)
+        self.processes[mine] = process
+        return mine
 
-    def _assign(self, connection: Connection) -> None:
-        name = self.todo.popleft() if self.todo else None
-        self.at[connection] = name
+    def _assign(self, connection: Connection, task: Task) -> None:
+        self.at[connection] = task
         with contextlib.suppress(OSError):  # a worker that is gone is buried when its pipe is read
-            connection.send(None if name is None else self.runs[name].to_json())
+            connection.send((task.config.to_json(), task.place))
 
-    def _hear(self, connection: Connection, name: str, event: Event) -> None:
-        self.on_event(name, event)
-        if event["event"] == "error":
-            self.errors[name] = event["text"]
-        if event["event"] in ("done", "error"):
-            self._assign(connection)
+    def _hear(self, connection: Connection, said: tuple[str, Event] | str | None) -> None:
+        """An event of a run; or how the task ended: with an error, or well (None)."""
+        task = self.at[connection]
+        if isinstance(said, tuple):
+            self.on_event(*said)
+            return
+        assert task is not None
+        self.at[connection] = None
+        if said is None:
+            self.schedule.done(task)
+        else:
+            self.schedule.failed(task, said)
 
     def _bury(self, connection: Connection) -> None:
-        process, name = self.processes.pop(connection), self.at.pop(connection)
+        process, task = self.processes.pop(connection), self.at.pop(connection)
         process.join()
         connection.close()
-        if name is not None:
-            self.errors[name] = f"its worker process died (exit code {process.exitcode}); run the same again to go on"
-            self.on_event(name, {"event": "error", "text": self.errors[name]})
-            if self.todo:
-                self._hire()
+        if task is not None:
+            died = f"its worker process died (exit code {process.exitcode}); run the same again to go on"
+            self.schedule.failed(task, died)
 
 
-def _worker(connection: Connection, options: dict[str, Any]) -> None:
-    """A worker process: execute what comes through the pipe until None or the end of it comes."""
+def _worker(connection: Connection, out: Path, how: How) -> None:
+    """A worker process: do the tasks that come through the pipe until None or the end of it comes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent passes it on
-    os.environ["NUMBA_NUM_THREADS"] = str(options["threads"])  # read when numba is imported
-    if "numba" in sys.modules:
-        sys.modules["numba"].set_num_threads(options["threads"])
-    tasks: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    tasks: queue.SimpleQueue[tuple[str, int | None] | None] = queue.SimpleQueue()
     stopping = threading.Event()
 
     def listen() -> None:
@@ -182,27 +184,12 @@ def _worker(connection: Connection, options: dict[str, Any]) -> None:
             tasks.put(task)
 
     threading.Thread(target=listen, daemon=True).start()
-    while (task := tasks.get()) is not None:
-        config = RunConfig.from_json(task)
+    while (said := tasks.get()) is not None:
+        text, place = said
+        task = Task(RunConfig.from_json(text), place)
         try:
-            execute(config, on_event=lambda *event: connection.send(event), stop=stopping.is_set, **options)
+            connection.send(
+                attempt(task, out, how, on_event=lambda *event: connection.send(event), stop=stopping.is_set)
+            )
         except Stopped:
             return
-        except Exception as error:
-            connection.send((config.folder_name, {"event": "error", "text": _one_line(error, config, options["out"])}))
-
-
-_EXPECTED: Sequence[type[Exception]] = (LabError, ValueError, FloatingPointError, OSError)
-
-
-def _one_line(error: Exception, config: RunConfig, out: Path) -> str:
-    """What went wrong, in a line. An error that nobody foresaw leaves its traceback in the run's folder."""
-    text = " ".join(str(error).split())
-    if isinstance(error, tuple(_EXPECTED)):
-        return text
-    log = out / config.folder_name / "error.log"
-    text = f"{type(error).__name__}: {text}"
-    with contextlib.suppress(OSError):
-        log.write_text(traceback.format_exc(), encoding="utf-8")
-        text += f" (see {log})"
-    return text

@@ -19,27 +19,44 @@ class Stage:
         begins with its connections.
     label: which control is trained, if one is.
     transferred: on the data that tickets are transferred to.
-    epochs_before: epochs that the run trains before this stage.
+    epochs, epochs_before: epochs of this stage, and those that the run trains before it.
     """
 
     phase: Literal["train", "search", "retrain", "control"]
     round: int
     label: Control | None = None
     transferred: bool = False
+    epochs: int
     epochs_before: int
 
     @property
+    def apart(self) -> bool:
+        """Whether it needs nothing of the run but the ticket of its round, and so may be trained beside the others."""
+        return self.phase in ("retrain", "control")
+
+    @property
     def key(self) -> str:
-        """What tells the results of a run apart."""
-        return " ".join([str(self.round), *([self.label] if self.label else []), *["transferred"] * self.transferred])
+        """What its result and its wall time are called."""
+        return key_of(self.round, self.label, transferred=self.transferred)
+
+    @property
+    def name(self) -> str:
+        """Of the folder that it has while it is trained beside the others."""
+        return self.key.replace(" ", "-")
+
+
+def key_of(round_: int, label: str | None, *, transferred: bool) -> str:
+    """What tells the results of a run apart: "2", "2 shuffled", "2 shuffled transferred"."""
+    return " ".join([str(round_), *([label] if label else []), *["transferred"] * transferred])
 
 
 def plan(config: RunConfig) -> list[Stage]:
     """All stages of the run, in order: the search's rounds, the retrainings of their tickets, and the controls; then
     retrainings and controls on other data."""
     if not config.searches:
-        again = [Stage(phase="retrain", round=1, epochs_before=config.epochs)] if config.lottery != "no" else []
-        return [Stage(phase="train", round=0, epochs_before=0), *again]
+        once = config.stretched(config.epochs)
+        again = [Stage(phase="retrain", round=1, epochs=once, epochs_before=once)] if config.lottery != "no" else []
+        return [Stage(phase="train", round=0, epochs=once, epochs_before=0), *again]
     controls = sorted(set(config.controls), reverse=True)
     controlled = [(round_, label) for round_ in sorted(set(config.control_rounds)) for label in controls]
     here: list[_Kind] = [
@@ -48,7 +65,7 @@ def plan(config: RunConfig) -> list[Stage]:
         *(("control", round_, label) for round_, label in controlled),
     ]
     stages = [
-        Stage(phase=phase, round=round_, label=label, epochs_before=place * config.epochs)
+        Stage(phase=phase, round=round_, label=label, epochs=config.epochs, epochs_before=place * config.epochs)
         for place, (phase, round_, label) in enumerate(here)
     ]
     if config.transfer is None:
@@ -59,6 +76,8 @@ def plan(config: RunConfig) -> list[Stage]:
     ]
     before, each = len(stages) * config.epochs, config.transfer.epochs
     return stages + [
-        Stage(phase=phase, round=round_, label=label, transferred=True, epochs_before=before + place * each)
+        Stage(
+            phase=phase, round=round_, label=label, transferred=True, epochs=each, epochs_before=before + place * each
+        )
         for place, (phase, round_, label) in enumerate(there)
     ]

@@ -6,7 +6,9 @@
     tickets/             one safetensors file a round, or one of the trained sparse network
     times.json           what took how long on which device; of no run the same twice, and so no metric
     done.json            there when the run is finished, with the SHA-256 of its metrics
-    lock                 held by the process that works on the run
+    lock                 held by the process that works on the run, or that shares its stages out
+    parts/               while its stages are shared out: what the rounds have found, and a folder for each retraining
+                         and control with metrics, checkpoints and done.json of its own; gone when the run is done
 
 A checkpoint knows how long metrics.jsonl was when it was made, and what was in it. Continuing cuts off what came later:
 it will be measured again, and so is never counted twice.
@@ -15,14 +17,12 @@ it will be measured again, and so is never counted twice.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import re
-import socket
-import time
-from collections.abc import Callable, Collection
+import shutil
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -33,10 +33,13 @@ from tombola.files import write_atomically
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
 from tombola.lab.runs.checkpoint import read_checkpoint, write_checkpoint
+from tombola.lab.runs.locks import Lock
+from tombola.lab.runs.looking import TIMES, is_finished, read_times
 from tombola.lab.runs.records import ticket_name
 from tombola.lab.runs.stages import Stage
 
-TIMES = "times.json"
+PARTS = "parts"
+SEARCHED = "searched.json"
 
 
 class RunFolder:
@@ -45,6 +48,9 @@ class RunFolder:
     Args:
         out: folder that holds run folders; made if need be.
         config: which run.
+        stage: None for the whole run. Another process holds the run and shares its stages out, and this is the one to
+            be worked on: a round of the search in the run's own records, or one that stands apart in a folder within.
+        saved: called whenever a checkpoint or the end of the work is on disk.
         patience: seconds to wait for another process to let go of the folder. Children of one that was killed, those
             of a ``DataLoader`` say, may hold it for some seconds more.
 
@@ -52,26 +58,38 @@ class RunFolder:
         LabError: another process works on the run, or the folder holds another run or a damaged one.
     """
 
-    def __init__(self, out: Path, config: RunConfig, *, patience: float = 10.0) -> None:
-        self.config = config
-        self.path = out / config.folder_name
-        self.tickets = self.path / "tickets"
-        try:
-            self.tickets.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise LabError(
-                f"{self.path}: cannot make this folder: {error.strerror}; choose another with --out"
-            ) from error
-        self._lock = _locked(self.path / "lock", patience)
+    def __init__(
+        self,
+        out: Path,
+        config: RunConfig,
+        *,
+        stage: Stage | None = None,
+        saved: Callable[[], None] = lambda: None,
+        patience: float = 10.0,
+    ) -> None:
+        self.config, self.saved = config, saved
+        self.root = out / config.folder_name
+        self.path = self.root / PARTS / stage.name if stage is not None and stage.apart else self.root
+        self.tickets = self.root / "tickets"
+        held = self.root / PARTS if stage is not None and not stage.apart else self.path
+        for folder in (self.tickets, held):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise LabError(f"{folder}: cannot make this folder: {error.strerror}; choose another with --out") from (
+                    error
+                )
+        self._lock = Lock(held / "lock", patience=patience)
         self._metrics: IO[bytes] | None = None
         self._number = self._intact = 0  # of the newest checkpoint, and of the newest that is known to be intact
         try:
             self._check_identity()
-            for leftover in (*self.path.glob(".*.part"), *self.tickets.glob(".*.part")):
+            tickets = () if self.path != self.root else self.tickets.glob(".*.part")
+            for leftover in (*self.path.glob(".*.part"), *tickets):
                 leftover.unlink()
-            self.finished = self._is_finished()
+            self.finished = is_finished(self.path)
             if self.finished:
-                self._delete_checkpoints()
+                self._tidy()
         except BaseException:
             self._lock.close()
             raise
@@ -86,14 +104,20 @@ class RunFolder:
 
     def close(self) -> None:
         """Let go of the folder."""
-        if self._metrics is not None:
-            self._metrics.close()
+        self.rest()
         self._lock.close()
+
+    def rest(self) -> None:
+        """Keep the lock alone, so that others write; :meth:`resume` goes on."""
+        if self._metrics is not None:
+            with contextlib.suppress(OSError):  # what could not be written has been complained of
+                self._metrics.close()
+            self._metrics = None
 
     @property
     def name(self) -> str:
-        """The folder's own name."""
-        return self.path.name
+        """The name of the run's folder."""
+        return self.root.name
 
     def ticket_path(self, round_: int) -> Path:
         """Where the ticket of a round goes."""
@@ -108,19 +132,14 @@ class RunFolder:
             ValueError: a value that JSON does not have, NaN for instance.
         """
         assert self._metrics is not None, "resume() first"
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-        self._metrics.write(line)
-        self._metrics.flush()
-        self._digest.update(line)
-        self._length += len(line)
+        self._append(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
 
-    def took(self, stage: Stage, seconds: float, device: torch.device) -> None:
+    def took(self, stage: Stage, seconds: float, device: torch.device | str) -> None:
         """Note the wall time of a result: of its training, and of the search that found its ticket."""
-        path, known = self.path / TIMES, dict[str, float]()
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or a damaged one
-            known.update(json.loads(path.read_bytes())["seconds"])
+        known = read_times(self.path)[1]
         known[stage.key] = round(seconds, 3)
-        write_atomically(path, json.dumps({"device": str(device), "seconds": known}).encode() + b"\n")
+        times = {"device": str(device), "seconds": known}
+        write_atomically(self.path / TIMES, json.dumps(times).encode() + b"\n")
 
     # ---- checkpoints
 
@@ -135,6 +154,7 @@ class RunFolder:
         )
         self._delete_checkpoints(but=(self._intact, self._number))
         self._intact = self._number
+        self.saved()
 
     def resume(self, *, warn: Callable[[str], None], device: torch.device | str = "cpu") -> dict[str, Any] | None:
         """The newest checkpoint that is intact, or None to start from the beginning; metrics are cut back to it.
@@ -146,6 +166,7 @@ class RunFolder:
         Raises:
             LabError: no checkpoint is intact although there are some, or metrics.jsonl was changed.
         """
+        self.rest()
         numbers = self._checkpoints()
         state, damage = None, ""
         for number in reversed(numbers):
@@ -169,9 +190,75 @@ class RunFolder:
         done = {"metrics_sha256": self._digest.hexdigest()}
         write_atomically(self.path / "done.json", json.dumps(done).encode() + b"\n")
         self.finished = True
-        self._delete_checkpoints()
+        self._tidy()
+        self.saved()
+
+    # ---- stages that are shared out
+
+    def has_part(self, stage: Stage) -> bool:
+        """Whether the stage has begun in a folder of its own."""
+        return stage.apart and (self.root / PARTS / stage.name).is_dir()
+
+    def has_finished(self, stage: Stage) -> bool:
+        """Whether the stage was trained to its end in a folder of its own.
+
+        Raises:
+            LabError: that is damaged.
+        """
+        return stage.apart and is_finished(self.root / PARTS / stage.name)
+
+    def take(self, stage: Stage, told: list[str]) -> tuple[float, str]:
+        """Append the records of a stage that was trained in a folder of its own: its seconds, and on which device.
+
+        Args:
+            stage: which.
+            told: what the run has been warned of so far, which is left out; what is new is added.
+
+        Raises:
+            LabError: it is not finished, or damaged.
+        """
+        part = self.root / PARTS / stage.name
+        if not self.has_finished(stage):
+            raise LabError(f"{part}: is not finished; run the same again to go on")
+        for line in (part / "metrics.jsonl").read_bytes().splitlines(keepends=True):
+            record = json.loads(line)
+            if record["kind"] == "warning":
+                if record["text"] in told:
+                    continue
+                told.append(record["text"])
+            self._append(line)
+        device, seconds = read_times(part)
+        return seconds.get(stage.key, 0.0), device
+
+    def remember(self, searched: Mapping[str, Any], told: Sequence[str]) -> None:
+        """Keep for the stages that stand apart what the rounds so far have found, and what they have warned of."""
+        folder = self.root / PARTS
+        folder.mkdir(exist_ok=True)
+        kept = {"rounds": searched, "told": told}
+        write_atomically(folder / SEARCHED, json.dumps(kept, allow_nan=False).encode())
+
+    def remembered(self) -> tuple[dict[str, dict[str, Any]], list[str]]:
+        """What :meth:`remember` kept.
+
+        Raises:
+            LabError: nothing, or the file is damaged.
+        """
+        path = self.root / PARTS / SEARCHED
+        try:
+            found = json.loads(path.read_bytes())
+            searched = {str(round_): dict(record) for round_, record in found["rounds"].items()}
+            return searched, [str(text) for text in found["told"]]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise LabError(f"{path}: cannot be read: {error}; run the same again to go on") from error
 
     # ---- inside
+
+    def _append(self, lines: bytes) -> None:
+        assert self._metrics is not None, "resume() first"
+        self._metrics.write(lines)
+        self._metrics.flush()
+        self._digest.update(lines)
+        self._length += len(lines)
 
     def _checkpoint(self, number: int) -> Path:
         return self.path / f"checkpoint-{number:06d}.pt"
@@ -184,6 +271,11 @@ class RunFolder:
         for number in self._checkpoints():
             if number not in but:
                 self._checkpoint(number).unlink()
+
+    def _tidy(self) -> None:
+        self._delete_checkpoints()
+        if self.path == self.root:
+            shutil.rmtree(self.root / PARTS, ignore_errors=True)
 
     def _read(self, number: int, device: torch.device | str) -> dict[str, Any]:
         path = self._checkpoint(number)
@@ -203,7 +295,7 @@ class RunFolder:
         self._metrics.seek(length)
 
     def _check_identity(self) -> None:
-        path = self.path / "config.json"
+        path = self.root / "config.json"
         text = self.config.to_json()
         if not path.exists():
             write_atomically(path, text.encode())
@@ -215,63 +307,3 @@ class RunFolder:
             raise LabError(f"{error}; {mend}") from None
         if found != RunConfig.from_json(text):
             raise LabError(f"{path}: this folder holds another run than its name says; {mend}")
-
-    def _is_finished(self) -> bool:
-        path, metrics = self.path / "done.json", self.path / "metrics.jsonl"
-        if not path.exists():
-            return False
-        mend = f"delete {self.path} to run it again"
-        try:
-            expected = json.loads(path.read_bytes())["metrics_sha256"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise LabError(f"{path}: is damaged; {mend}") from None
-        if not metrics.exists() or hashlib.sha256(metrics.read_bytes()).hexdigest() != expected:
-            raise LabError(f"{metrics}: was changed after the run was finished; {mend}")
-        return True
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; an incomplete last line, as a run that was killed leaves behind, is passed over.
-
-    Raises:
-        LabError: a line before the last is not a record.
-    """
-    if not path.exists():
-        return []
-    *lines, _torn = path.read_bytes().split(b"\n")
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        if not isinstance(record, dict):
-            raise LabError(f"{path}: line {number} is damaged; delete {path.parent} to run it again")
-        records.append(record)
-    return records
-
-
-def _locked(path: Path, patience: float) -> IO[str]:
-    """The open, locked file ``path``. The lock is the kernel's: it ends with the process, however that ends."""
-    file = path.open("a+")
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() < deadline:
-                time.sleep(0.05)
-                continue
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            file.close()
-            raise LabError(f"{path.parent}: {holder} is working on this run; wait for it or stop it") from None
-        except OSError as error:  # some network file systems know no locks
-            file.close()
-            raise LabError(f"{path}: cannot be locked: {error.strerror}; choose another folder with --out") from error
-    file.seek(0)
-    file.truncate()
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
-    return file

@@ -43,6 +43,11 @@ class Stopped(Exception):
     """The run was asked to stop; it has saved where it stands."""
 
 
+def _midway(saved: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What was saved, if that was in the middle of a stage; None if the next one is to begin."""
+    return saved if saved is not None and saved["epoch"] > 0 else None
+
+
 class Run:
     """A run at work. What must survive a stop is in ``_save``; everything else follows from the config."""
 
@@ -66,28 +71,59 @@ class Run:
         self.watch: Watch | None = None  # over the masks of this stage
         self.saved_at, self.save_seconds = time.monotonic(), 0.0  # when the last checkpoint was done, what it took
         self.ledger = Ledger(make, self.stages)
-        self.told: list[str] = []  # of what was compiled
+        self.told: list[str] = []  # of what was compiled, and of data that were read on the way
         self._compiled: tuple[nn.Module, Objective] | None = None
 
     def go(self, saved: dict[str, Any] | None) -> None:
         """Do all stages, or those that are left."""
-        if saved is not None:
-            with self._restoring(saved):
-                self.position, self.searched = saved["stage"], saved["searched"]
-                self.ledger.seconds, self.told = saved.get("seconds", {}), saved.get("told", [])
-        if self.stages[self.position].phase == "search":
+        saved = self._stand(saved)
+        if self.position < len(self.stages) and self.stages[self.position].phase == "search":
             self._search(saved)
             saved = None
         while self.position < len(self.stages):
             stage = self.stages[self.position]
             if stage.phase == "train":
-                self._once(stage, saved)
+                self._once(stage, _midway(saved))
+            elif self.folder.has_part(stage):
+                self._take_part(stage)
             else:
-                self._retrain(stage, saved)
+                self._retrain(stage, _midway(saved))
             saved = None
             self.position += 1
 
+    def go_to(self, place: int, saved: dict[str, Any] | None) -> None:
+        """Do the stage at this place alone, the rounds before it having been done, in the folder that it has."""
+        self.position = place
+        saved = self._stand(saved)
+        if self.stages[place].apart:
+            if saved is None:
+                self.searched, self.told = self.folder.remembered()
+            self._retrain(self.stages[place], saved)
+        elif self.position <= place:
+            self._search(saved, place + 1)
+
+    def _stand(self, saved: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Stand where ``saved`` is."""
+        if saved is not None:
+            with self._restoring(saved):
+                self.position, self.searched = saved["stage"], saved["searched"]
+                self.ledger.seconds, self.told = saved.get("seconds", {}), saved.get("told", [])
+            done = {place: stage.epochs for place, stage in enumerate(self.stages[: self.position])}
+            self.emit({"event": "resumed", "epochs": done})
+        return saved
+
     # ---- stages
+
+    def _take_part(self, stage: Stage) -> None:
+        """Take in what was trained in a folder of its own, having finished it if need be."""
+        with RunFolder(self.folder.root.parent, self.config, stage=stage) as folder:
+            if not folder.finished:
+                saved = folder.resume(warn=lambda text: None, device=self.make.device)
+                run = Run(folder, self.make, self.target, self.emit, self.checkpoint_share, self.stop)
+                run.go_to(self.position, saved)
+                folder.finish()
+        self.ledger.seconds[str(self.position)], _ = self.folder.take(stage, self.told)
+        self.folder.took(stage, self.ledger.seconds_of(stage, self.position), self.make.device)
 
     def _once(self, stage: Stage, saved: dict[str, Any] | None) -> None:
         config, model = self.config, self.make.model()
@@ -144,7 +180,8 @@ class Run:
         except (TypeError, ValueError) as error:
             raise LabError(f"{self.config.method_name} on model {self.config.model!r}: {error}") from error
 
-    def _search(self, saved: dict[str, Any] | None) -> None:
+    def _search(self, saved: dict[str, Any] | None, end: int | None = None) -> None:
+        """The rounds that are left; or those before the place ``end``, where a checkpoint is made then."""
         config, model = self.config, self.make.model()
         search = TicketSearch(
             model,
@@ -159,6 +196,7 @@ class Run:
         if saved is not None:
             with self._restoring(saved):
                 search.load_state_dict(saved["extra"]["search"])
+            saved = _midway(saved)
         for round_ in search:
             stage = self.stages[self.position]
             optimizer = self.make.optimizer(model)
@@ -174,6 +212,9 @@ class Run:
             ticket.save(self.folder.ticket_path(round_.index))
             self.searched[str(round_.index)] = self.last | {"share": self.make.share(ticket.masks.counts())}
             self.position += 1
+            if self.position == end:
+                self._save_between({"search": search.state_dict()})
+                return
 
     def _retrain(self, stage: Stage, saved: dict[str, Any] | None) -> None:
         make = self._where(stage)
@@ -252,8 +293,9 @@ class Run:
             if epoch.number == epochs or epoch.number % config.evaluate_every == 0:
                 self._measure(stage, model, run, epoch)
             self.ledger.count(self.position)
-            done = stage.epochs_before + epoch.number
-            self.emit({"event": "epoch", "done": done, "text": epoch_text(stage, epoch, self.last)})
+            done, text = stage.epochs_before + epoch.number, epoch_text(stage, epoch, self.last)
+            place = {"stage": self.position, "epoch": epoch.number}
+            self.emit({"event": "epoch", **place, "done": done, "text": text})
             due = time.monotonic() - self.saved_at >= self.save_seconds / self.checkpoint_share
             stopping = self.stop()
             if due or stopping:
@@ -284,11 +326,11 @@ class Run:
             return objective
         if self._compiled is None or self._compiled[0] is not model:  # the rounds of a search train the same one
             torch.compiler.reset()  # what was made for another one only takes room, and PyTorch compiles so often only
-            fast = compiled(objective, model, batch_size=make.config.batch_size, tell=self._tell)
+            fast = compiled(objective, model, batch_size=make.config.batch_size, tell=self.tell)
             self._compiled = model, fast
         return self._compiled[1]
 
-    def _tell(self, text: str) -> None:
+    def tell(self, text: str) -> None:
         """Record what a person should know of this run, once."""
         if text not in self.told:
             self.told.append(text)
@@ -314,12 +356,8 @@ class Run:
         began = time.monotonic()
         self.folder.save(
             {
-                "stage": self.position,
-                "epoch": epoch,
+                **self._standing(epoch),
                 "last": self.last,
-                "searched": self.searched,
-                "seconds": self.ledger.seconds,
-                "told": self.told,
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "extra": extra,
@@ -328,6 +366,17 @@ class Run:
         )
         self.saved_at = time.monotonic()
         self.save_seconds = self.saved_at - began
+
+    def _save_between(self, extra: dict[str, Any]) -> None:
+        """Save where no stage is at work: the next one begins with nothing but what the search has found."""
+        self.folder.remember(self.searched, self.told)
+        self.folder.save({**self._standing(0), "extra": extra})
+
+    def _standing(self, epoch: int) -> dict[str, Any]:
+        return {
+            "stage": self.position, "epoch": epoch, "searched": self.searched, "seconds": self.ledger.seconds,
+            "told": self.told,
+        }  # fmt: skip
 
     @contextmanager
     def _restoring(self, saved: dict[str, Any] | None) -> Iterator[None]:

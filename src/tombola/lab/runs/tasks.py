@@ -1,0 +1,279 @@
+"""Which pieces of which runs can be done now: what the processes of one machine and those of a cluster share.
+
+A run with a search is one task a stage: each round waits for the one before it, each retraining and control for the
+round that its ticket comes from. Another run is one task. Whoever shares the stages of a run out holds its folder, and
+puts it together when all of them are done: the same bytes as of a run that did one stage after another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tombola.lab.config import RunConfig
+from tombola.lab.errors import LabError
+from tombola.lab.runs.experiment import CHECKPOINT_SHARE, OnEvent, execute
+from tombola.lab.runs.ledger import spent
+from tombola.lab.runs.stages import plan
+from tombola.lab.runs.store import RunFolder
+from tombola.lab.runs.work import Stopped
+
+
+@dataclass(frozen=True)
+class Task:
+    """A piece of a run that one process does in one go: the stage at ``place`` of its plan, or all of it (None)."""
+
+    config: RunConfig = field(compare=False)
+    place: int | None
+    run: str = field(init=False)  # the name of its folder
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "run", self.config.folder_name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """Where and how a process computes: the arguments of ``execute`` that do not say what."""
+
+    device: str = "cpu"
+    threads: int = 1
+    data_dir: Path | None = None
+    data_dirs: Mapping[str, Path] = field(default_factory=dict)
+    workers: int = 0
+    checkpoint_share: float = CHECKPOINT_SHARE
+
+
+def attempt(
+    task: Task,
+    out: Path,
+    how: How,
+    *,
+    on_event: OnEvent,
+    stop: Callable[[], bool],
+    saved: Callable[[], None] = lambda: None,
+) -> str | None:
+    """Do a task in this process: what went wrong, in a line, or None.
+
+    Raises:
+        Stopped: ``stop`` said so.
+    """
+    os.environ["NUMBA_NUM_THREADS"] = str(how.threads)  # read when numba is imported
+    if "numba" in sys.modules:
+        sys.modules["numba"].set_num_threads(how.threads)
+    try:
+        execute(
+            task.config, out, place=task.place, device=how.device, threads=how.threads, data_dir=how.data_dir,
+            data_dirs=how.data_dirs, workers=how.workers, on_event=on_event, checkpoint_share=how.checkpoint_share,
+            stop=stop, saved=saved,
+        )  # fmt: skip
+    except Stopped:
+        raise
+    except Exception as error:
+        return _one_line(error, out / task.run)
+    return None
+
+
+_EXPECTED = (LabError, ValueError, FloatingPointError, OSError)
+
+
+def _one_line(error: Exception, folder: Path) -> str:
+    """What went wrong, in a line. An error that nobody foresaw leaves its traceback in the run's folder."""
+    text = " ".join(str(error).split())
+    if isinstance(error, _EXPECTED):
+        return text
+    log = folder / "error.log"
+    text = f"{type(error).__name__}: {text}"
+    with contextlib.suppress(OSError):
+        log.write_text(traceback.format_exc(), encoding="utf-8")
+        text += f" (see {log})"
+    return text
+
+
+@dataclass
+class _Run:
+    """What is left of a run. ``folder`` is open while its stages are shared out."""
+
+    config: RunConfig
+    folder: RunFolder | None
+    left: set[Task]
+    done: set[int] = field(default_factory=set)  # places
+
+    def ready(self) -> list[Task]:
+        stages = plan(self.config)
+
+        def can(place: int | None) -> bool:
+            if place is None:
+                return True
+            before = stages[place].round - 1 if stages[place].apart else place - 1
+            return before < 0 or before in self.done
+
+        return [task for task in self.left if can(task.place)]
+
+    def length(self, task: Task) -> int:
+        """Epochs from the task's beginning to the end of the run if there are processes for everything."""
+        if task.place is None:
+            return self.config.total_epochs
+        stages = plan(self.config)
+        if stages[task.place].apart:
+            return stages[task.place].epochs
+        rounds = self.config.epochs * (self.config.rounds - task.place)
+        return rounds + max((stage.epochs for stage in stages if stage.apart), default=0)
+
+
+class Schedule:
+    """The tasks of all runs, the longest first.
+
+    Args:
+        out: folder of run folders.
+        split: whether the stages of a search are shared out.
+        hold: whether the folders of other runs are held too, because whoever does the work cannot.
+        on_event: told how it goes with what is done here: ``on_event(name of the run's folder, event)``.
+
+    Attributes:
+        errors: run -> what went wrong with it, in a line.
+    """
+
+    def __init__(self, out: Path, *, split: bool, hold: bool, on_event: OnEvent) -> None:
+        self.out, self.split, self.hold, self.on_event = out, split, hold, on_event
+        self.errors: dict[str, str] = {}
+        self._runs: dict[str, _Run] = {}
+        self._at: set[Task] = set()
+
+    def add(self, configs: Iterable[RunConfig], *, patience: float = 10.0) -> None:
+        """Take up the runs, from where they stand. One that another process works on is an error of that run."""
+        for name, config in {config.folder_name: config for config in configs}.items():
+            try:
+                run = self._open(config, patience)
+            except LabError as error:
+                self._wrong(name, str(error))
+                patience = 0.0  # they have waited enough, all together
+                continue
+            if run is not None:
+                self._runs[name] = run
+                self._close_if_done(name)
+
+    def next(self) -> Task | None:
+        """A task that can be done now, the one with the longest way to the end; it counts as being at work then."""
+        ready = [(run.length(task), task) for run in self._runs.values() for task in run.ready()]
+        if not ready:
+            return None
+        _, task = max(ready, key=lambda entry: (entry[0], entry[1].run, -(entry[1].place or 0)))
+        self._runs[task.run].left.discard(task)
+        self._at.add(task)
+        return task
+
+    def done(self, task: Task) -> None:
+        """The task is finished; so is its run, if it was the last."""
+        self._at.discard(task)
+        run = self._runs.get(task.run)
+        if run is None:
+            return
+        if task.place is not None:
+            run.done.add(task.place)
+        self._close_if_done(task.run)
+
+    def again(self, task: Task) -> None:
+        """The task was cut off, and is to be done again."""
+        self._at.discard(task)
+        if (run := self._runs.get(task.run)) is not None:
+            run.left.add(task)
+
+    def failed(self, task: Task, text: str) -> None:
+        """The task cannot be done, and so no other of its run."""
+        self._at.discard(task)
+        self._wrong(task.run, text)
+        if (run := self._runs.get(task.run)) is not None:
+            run.left.clear()
+        self._close_if_done(task.run)
+
+    def close(self) -> None:
+        """Let go of all folders."""
+        for run in self._runs.values():
+            if run.folder is not None:
+                run.folder.close()
+        self._runs.clear()
+
+    def folder(self, task: Task) -> RunFolder:
+        """The folder of a task's run, which this process holds."""
+        folder = self._runs[task.run].folder
+        assert folder is not None
+        return folder
+
+    def _open(self, config: RunConfig, patience: float) -> _Run | None:
+        split = self.split and config.searches
+        if not (split or self.hold):
+            return _Run(config, None, {Task(config, None)})
+        folder = RunFolder(self.out, config, patience=patience)
+        try:
+            self.on_event(folder.name, {"event": "start", "title": config.title, "total_epochs": config.total_epochs})
+            if folder.finished:
+                folder.close()
+                self.on_event(folder.name, {"event": "done"})
+                return None
+            run = _Run(config, folder, {Task(config, None)})
+            if split and not self._share_out(run, folder) and not self.hold:
+                folder.close()
+                run.folder = None
+            return run
+        except BaseException:
+            folder.close()
+            raise
+
+    def _share_out(self, run: _Run, folder: RunFolder) -> bool:
+        """Make each stage that is left a task, unless the run stands where one process has to go on."""
+        state = folder.resume(warn=lambda text: self.on_event(folder.name, {"event": "warning", "text": text}))
+        folder.rest()
+        position = state["stage"] if state is not None else 0
+        stages = plan(run.config)
+        if state is not None and state["epoch"] > 0 and stages[position].apart:
+            return False  # in the middle of a retraining, among the run's own records
+        if state is not None:
+            folder.remember(state["searched"], state.get("told", []))
+        run.done = {place for place, stage in enumerate(stages) if place < position or folder.has_finished(stage)}
+        run.left = {Task(run.config, place) for place in range(len(stages)) if place not in run.done}
+        self.on_event(folder.name, {"event": "resumed", "epochs": {place: stages[place].epochs for place in run.done}})
+        return True
+
+    def _close_if_done(self, name: str) -> None:
+        run = self._runs.get(name)
+        if run is None or run.left or any(task.run == name for task in self._at):
+            return
+        del self._runs[name]
+        if run.folder is None:
+            return
+        try:
+            if name not in self.errors and run.done:
+                put_together(run.folder)
+            run.folder.close()
+        except (LabError, OSError) as error:
+            run.folder.close()
+            self._wrong(name, str(error))
+            return
+        if name not in self.errors:
+            self.on_event(name, {"event": "done"})
+
+    def _wrong(self, name: str, text: str) -> None:
+        if name not in self.errors:
+            self.errors[name] = text
+            self.on_event(name, {"event": "error", "text": text})
+
+
+def put_together(folder: RunFolder) -> None:
+    """Take in the records of the stages that were shared out, in their order, and mark the run as finished.
+
+    Raises:
+        LabError: one of them is not finished.
+    """
+    state = folder.resume(warn=lambda text: None)
+    if state is None:
+        raise LabError(f"{folder.path}: has no checkpoint; run the same again to go on")
+    stages, seconds, told = plan(folder.config), dict(state["seconds"]), list(state.get("told", []))
+    for place in range(state["stage"], len(stages)):
+        seconds[str(place)], device = folder.take(stages[place], told)
+        folder.took(stages[place], spent(stages, seconds, stages[place], place), device)
+    folder.finish()

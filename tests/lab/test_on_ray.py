@@ -43,8 +43,8 @@ def load():
     y = x.flatten(1)[:, :10].argmax(1)
     return x[:1000], y[:1000], x[1000:], y[1000:]
 """
-SEARCH = replace(CS, data="own_noise:load", controls=("shuffled", "reinitialised"), control_rounds=(2,), epochs=3)
-ITERATIVE = replace(IMP_, data="own_noise:load", rounds=2, retrain=(2,), transfer=ELSEWHERE)
+SEARCH = replace(CS, data="own_ray_noise:load", controls=("shuffled", "reinitialised"), control_rounds=(2,), epochs=3)
+ITERATIVE = replace(IMP_, data="own_ray_noise:load", rounds=2, retrain=(2,), transfer=ELSEWHERE)
 LONG = [replace(config, epochs=30) for config in (SEARCH, ITERATIVE)]
 OFTEN = How(checkpoint_share=float("inf"))  # a checkpoint after each epoch
 
@@ -53,11 +53,11 @@ OFTEN = How(checkpoint_share=float("inf"))  # a checkpoint after each epoch
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The current folder, with the data set in it."""
     folder, before = tmp_path_factory.mktemp("ray"), Path.cwd()
-    (folder / "own_noise.py").write_text(OWN)
+    (folder / "own_ray_noise.py").write_text(OWN)
     os.chdir(folder)
     yield folder
     os.chdir(before)
-    sys.modules.pop("own_noise", None)
+    sys.modules.pop("own_ray_noise", None)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ class Listener:
 
 
 def test_two_nodes_and_a_worker_that_is_killed(cluster: Any, folder: Path, tmp_path: Path) -> None:
-    configs = [SEARCH, ITERATIVE, replace(DENSE, data="own_noise:load")]
+    configs = [SEARCH, ITERATIVE, replace(DENSE, data="own_ray_noise:load")]
 
     def kill_a_worker() -> None:
         os.kill(min(workers(folder)), signal.SIGKILL)
@@ -139,7 +139,7 @@ def test_two_nodes_and_a_worker_that_is_killed(cluster: Any, folder: Path, tmp_p
 def test_shares_of_a_gpu(cluster: Any, folder: Path, tmp_path: Path) -> None:
     for path in folder.glob("worker-*.json"):
         path.unlink()
-    run_on_ray([replace(DENSE, data="own_noise:load")], tmp_path, How(), Resources(cpus=0.5, gpus=0.25))
+    run_on_ray([replace(DENSE, data="own_ray_noise:load")], tmp_path, How(), Resources(cpus=0.5, gpus=0.25))
     (who,) = [json.loads(path.read_text()) for path in folder.glob("worker-*.json")]
     (node,) = [node["NodeID"] for node in ray.nodes() if node["Resources"].get("GPU")]
     assert (who["node"], who["gpus"]) == (node, "0")
@@ -150,8 +150,8 @@ def test_what_goes_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """A run that fails on a worker, one whose folder is in use and one that fits: the last is done, nothing is lost."""
     assert Schedule.add.__kwdefaults__ is not None
     monkeypatch.setitem(Schedule.add.__kwdefaults__, "patience", 0.2)
-    good, held, bad = (replace(DENSE, data="own_noise:load", seed=seed) for seed in range(3))
-    bad = replace(bad, model="own_noise:nothing")
+    good, held, bad = (replace(DENSE, data="own_ray_noise:load", seed=seed) for seed in range(3))
+    bad = replace(bad, model="own_ray_noise:nothing")
     errors: dict[str, str] = {}
 
     def on_event(name: str, event: Event) -> None:
@@ -194,7 +194,7 @@ def test_a_node_that_dies(cluster: Any, folder: Path, tmp_path: Path) -> None:
     assert files(tmp_path / "ray") == undisturbed(LONG, tmp_path / "one process")
 
 
-COMMAND = ["search", "--method", "cs,imp", "--data", "own_noise:load", "--model", "conv_digits", "--rounds", "2"]
+COMMAND = ["search", "--method", "cs,imp", "--data", "own_ray_noise:load", "--model", "conv_digits", "--rounds", "2"]
 COMMAND += ["--epochs", "30", "--batch-size", "128", "--no-dense", "--on", "ray", "--quiet", "--out"]
 
 

@@ -20,7 +20,7 @@ from tombola.lab.cli.values import Listing
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
 from tombola.lab.runs.experiment import execute
-from tombola.lab.runs.store import read_metrics
+from tombola.lab.runs.looking import read_metrics
 from tombola.lab.runs.work import Stopped
 from tombola.lab.tracking import COMPLETE, TRACKERS, Points, Tracking, check_tracker
 

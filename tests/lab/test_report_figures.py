@@ -18,7 +18,7 @@ from tombola.lab.report import curves, panels
 from tombola.lab.report.bars import EDGES, undecided
 from tombola.lab.report.figures import DENSITY, draw, series_of, views
 from tombola.lab.report.page import read_summary, write_report
-from tombola.lab.report.paper import files, pictures
+from tombola.lab.report.paper import _drawn, files, pictures
 from tombola.lab.report.reading import read_run
 from tombola.lab.report.rows import Summary, Task
 from tombola.lab.report.svg import INK
@@ -251,6 +251,19 @@ def test_every_figure_has_files(summary: Summary) -> None:
         assert INK["s1"].encode() in contents["svg"]  # a real colour
         if key == "scores":
             assert contents == dict(files(look))
+
+
+LONG = "SS width = 0.25 schedule = constant penalty = 1e-11 seed"
+
+
+@pytest.mark.parametrize("length", [10, 40, 55])
+def test_a_legend_stays_inside_its_figure(length: int, summary: Summary) -> None:
+    _, look = next(pictures(summary))
+    figure = _drawn(replace(look, legend=tuple(replace(entry, text=LONG[:length]) for entry in look.legend)))
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+    assert 0 <= box.y0 < box.y1 <= figure.bbox.height
 
 
 def test_files_of_two_tasks_never_meet(tmp_path: Path) -> None:

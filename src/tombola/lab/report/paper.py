@@ -22,6 +22,7 @@ FORMATS: dict[str, dict[str, Any]] = {
 }
 PRINTED: dict[Any, Any] = STYLE | {"svg.fonttype": "path", "pdf.fonttype": 42, "font.size": 10}
 """As on the light page; no reader of the file needs the fonts."""
+LETTER, MARK = 0.075, 0.6  # inches that a letter of a legend and the mark before it take
 
 
 def pictures(summary: Summary) -> Iterator[tuple[str, Look]]:
@@ -45,13 +46,15 @@ def files(look: Look) -> Iterator[tuple[str, bytes]]:
 
 def _drawn(look: Look) -> Figure:
     with mpl.rc_context(PRINTED):
-        rows = -(-len(look.legend) // 2)
+        longest = max((len(entry.text) for entry in look.legend), default=0)
+        columns = max(1, min(2, int(look.size[0] / (MARK + LETTER * longest))))
+        rows = -(-len(look.legend) // columns)
         figure = Figure(figsize=(look.size[0], look.size[1] + 0.2 * rows), layout="constrained")
         look.draw(figure)
         if look.legend:
             marks = [handle(entry) for entry in look.legend]
             texts = [entry.text for entry in look.legend]
-            figure.legend(marks, texts, loc="outside lower center", ncols=2, fontsize=9)
+            figure.legend(marks, texts, loc="outside lower center", ncols=columns, fontsize=9)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # as it is now, in all formats
     return figure

@@ -157,6 +157,7 @@ def test_the_default_file_lies_beside_the_ticket(ticket: Path, capsys: pytest.Ca
     assert ticket.with_name("trained.sparse.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_bench_times_the_engines_that_there_are(
     ticket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

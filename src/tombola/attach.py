@@ -304,7 +304,7 @@ class Attachment:
             self._ranks.reshard()
             if (model := self._model()) is not None:
                 check_membership(self.parameters, model)
-            self._ranks.stand_alike(self.step, self._state.marks, self._state.parts)
+            self._ranks.stand_alike(self.step, self._state)
         check_gradients(self.parameters, self.step, last=self.step + 1 == self.steps, ranks=self._ranks)
         if isinstance(self._state, (SoftState, DynamicState)):
             self._state.before_step(self._moment())
@@ -315,14 +315,14 @@ class Attachment:
         before, self.step = self._moment(), self.step + 1
         if isinstance(self._state, DynamicState):
             if self._state.after_move_or_step(before):
-                self._ranks.stand_alike(self.step, self._state.marks, self._state.parts)
+                self._ranks.stand_alike(self.step, self._state)
         elif isinstance(self._state, HardState):
             self._state.after_step()
         else:
             self._state.after_step(self._moment())
             if self._state.method.harden_step(self.steps) == self.step:
                 self._harden(self._state)
-                self._ranks.stand_alike(self.step, self._state.marks, self._state.parts)
+                self._ranks.stand_alike(self.step, self._state)
         for callback in self._callbacks:
             callback(self)
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, distributed, nn
@@ -29,6 +29,16 @@ _WRAPPERS = (
 _CHUNK = 2**20
 _ALIKE = "give all ranks the same model, settings, seed and masks, and let them reduce gradients before each step"
 _ODD = 0x9E3779B97F4A7C15 - 2**64  # 2⁶⁴/φ: what multiples of it begin with looks random
+
+
+class Marked(Protocol):
+    """The state of a method, as far as ranks compare it: see :meth:`Ranks.agree`."""
+
+    def marks(self) -> Mapping[str, object]:
+        """What all ranks must have alike, by what it is called."""
+
+    def parts(self) -> Collection[str]:
+        """Those of the :meth:`marks` that are about a part that this rank has."""
 
 
 class Ranks:
@@ -95,13 +105,11 @@ class Ranks:
             what = {name: local(tensor) for name, tensor in held.items()}
             self.agree(what, where="attach", mend=_ALIKE, parts=parts)
 
-    def stand_alike(
-        self, step: int, marks: Callable[[], Mapping[str, object]], parts: Callable[[], Collection[str]]
-    ) -> None:
-        """Raise RuntimeError unless all ranks have done as many steps and have the same marks, as in :meth:`agree`."""
+    def stand_alike(self, step: int, state: Marked) -> None:
+        """Raise RuntimeError unless all ranks have done as many steps and their states have the same marks."""
         if self:
-            what = {"the number of steps done": step, **marks()}
-            self.agree(what, where=f"step {step}", mend=_ALIKE, parts=parts())
+            what = {"the number of steps done": step, **state.marks()}
+            self.agree(what, where=f"step {step}", mend=_ALIKE, parts=state.parts())
 
     def agree(self, what: Mapping[str, object], *, where: str, mend: str, parts: Collection[str] = ()) -> None:
         """Raise RuntimeError unless all ranks call this with the same; must be called on all of them.

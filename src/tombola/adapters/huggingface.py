@@ -99,7 +99,7 @@ class AttachCallback(TrainerCallback):
             self._live = False
         self._arguments: dict[str, Any] = {
             "model": unwrapped(model),
-            "optimizer": getattr(optimizer, "optimizer", optimizer),  # Accelerate's wrapper may skip a step, it may not
+            "optimizer": optimizer,
             "steps": state.max_steps,
             "steps_per_epoch": _steps_per_epoch(train_dataloader, args.gradient_accumulation_steps),
             "select": self._selected(model),

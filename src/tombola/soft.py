@@ -57,8 +57,6 @@ class SoftState:
         self._drawn_from = generator.get_state()
         # working memory for one layer at a time: allocating it anew in each step costs more than the arithmetic
         self._scratch: dict[tuple[torch.dtype, torch.device], Tensor] = {}
-        for score in sorted((slot.score for slot in self.slots), key=lambda score: local(score).numel()):
-            self._scratch[score.dtype, score.device] = torch.empty_like(local(score), requires_grad=False).flatten()
 
     @property
     def scores(self) -> dict[str, Tensor]:
@@ -92,12 +90,17 @@ class SoftState:
             if sigmoid.able(weight, towards):
                 return sigmoid.pull_back(towards, weight, score, curve, parameter=parameter, out=slot.mask)
             self.method.mask(score, moment, generator=self.generator, out=slot.mask)
-        scratch = self._scratch[score.dtype, score.device][: score.numel()]
-        scratch = scratch.as_strided(score.shape, score.stride())
-        pulled = self.method.pull_back(towards, weight, score, slot.mask, moment, scratch=scratch)
+        pulled = self.method.pull_back(towards, weight, score, slot.mask, moment, scratch=self._working_memory(score))
         if parameter is not None:
             parameter.copy_(weight)
         return pulled
+
+    def _working_memory(self, score: Tensor) -> Tensor:
+        """Of the shape and strides of a score; made when it is needed, as large as the largest that needed it."""
+        kind = score.dtype, score.device
+        if kind not in self._scratch or self._scratch[kind].numel() < score.numel():
+            self._scratch[kind] = torch.empty_like(score, requires_grad=False).flatten()
+        return self._scratch[kind].as_strided(score.shape, score.stride())
 
     def _curve(self, slot: Slot, moment: Moment) -> sigmoid.Sigmoid | None:
         return self.method.sigmoid(moment) if slot.swift else None

@@ -36,6 +36,7 @@ from tombola.lab import models
 VARIANTS = ("dense", "dense again", "cs", "hard", "authors' way")
 CASES = {"resnet20": 128, "conv6": 60, "wrn_22_2": 128}
 EVERY = 100  # steps from one move of RigL to the next
+AT_ONE_PLACE = 10  # repeats until the variants are made anew, elsewhere in memory
 STEPS = 1_000_000  # enough for any number of repeats; the temperature then hardly moves, which costs the same
 
 
@@ -126,15 +127,18 @@ def print_peak(case: str, variant: str, device: str) -> None:
 
 def measure(case: str, mode: str, device: str, repeats: int) -> dict[str, list[float]]:
     """Seconds of each step of each variant, taken in turns after warming up."""
-    steps = {variant: training_step(case, variant, mode, device) for variant in VARIANTS}
     times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-    shuffle = random.Random(0).sample
-    for repeat in range(-3, repeats):
-        for variant in shuffle(VARIANTS, len(VARIANTS)):  # nobody always runs on the caches that another one left
-            begin = time.perf_counter()
-            steps[variant]()
-            if repeat >= 0:
-                times[variant].append(time.perf_counter() - begin)
+    shuffle, left = random.Random(0).sample, repeats
+    while left > 0:
+        # anew now and then, for where its tensors happen to lie makes a step faster or slower by percents
+        steps = {variant: training_step(case, variant, mode, device) for variant in shuffle(VARIANTS, len(VARIANTS))}
+        for repeat in range(-3, min(left, AT_ONE_PLACE)):
+            for variant in shuffle(VARIANTS, len(VARIANTS)):  # nobody always runs on the caches that another one left
+                begin = time.perf_counter()
+                steps[variant]()
+                if repeat >= 0:
+                    times[variant].append(time.perf_counter() - begin)
+        left -= AT_ONE_PLACE
     return times
 
 

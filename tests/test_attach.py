@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import weakref
+from functools import partial
 from typing import Any
 
 import pytest
@@ -355,3 +356,67 @@ def test_scores_take_the_fused_form_only_where_every_device_has_it(make: Any, fu
     run = tombola.attach(model, make(model.parameters(), lr=0.1), CS(), steps=1)
     group = run.state_dict()["soft"]["score_optimizer"]["param_groups"][0]
     assert bool(group["fused"]) == fused
+
+
+# ---- where the optimiser's step finds the weights
+
+
+class Flat(SGD):
+    """An optimiser that keeps its own view of all parameters in one vector, as some of several processes do."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        parameters = list(parameters)
+        super().__init__(parameters, lr=lr)
+        self.flat = torch.cat([p.detach().flatten() for p in parameters])
+        begin = 0
+        for p in parameters:
+            p.data = self.flat[begin : begin + p.numel()].view(p.shape)
+            begin += p.numel()
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        with torch.no_grad():
+            gradients = [p.grad.flatten() for group in self.param_groups for p in group["params"]]
+            self.flat -= self.param_groups[0]["lr"] * torch.cat(gradients)
+
+
+def test_an_optimiser_with_views_of_the_parameters_steps_like_one_without() -> None:
+    ends = []
+    for make in (SGD, Flat):
+        model = NET.model()
+        optimizer = make(model.parameters(), lr=0.1)
+        run = tombola.attach(model, optimizer, CS(score_optimizer=partial(SGD, lr=0.1)), steps=STEPS)
+        train(model, optimizer, NET, range(STEPS))
+        ends.append(model.state_dict() | {f"w {name}": weight for name, weight in run.weights.items()})
+    torch.testing.assert_close(ends[1], ends[0])
+
+
+@soft_methods
+def test_parameters_keep_their_memory(entry: Entry) -> None:
+    it = world(entry, "adam", NET, STEPS)
+    places = [parameter.data_ptr() for parameter in it.model.parameters()]
+    view = next(iter(it.run.parameters.values())).detach().view(-1)
+    train(it.model, it.optimizer, NET, range(2))
+    assert [parameter.data_ptr() for parameter in it.model.parameters()] == places
+    assert torch.equal(view, next(iter(it.run.parameters.values())).detach().view(-1))
+
+
+@soft_methods
+def test_a_step_that_fails_half_way_loses_nothing(entry: Entry) -> None:
+    it = world(entry, "momentum", NET, STEPS)
+    train(it.model, it.optimizer, NET, range(2))
+    before = it.snapshot()
+
+    def fail(*ignored: object) -> None:
+        raise KeyError("mine")
+
+    hook = it.optimizer.register_step_pre_hook(fail)  # runs after that of the attachment
+    with pytest.raises(KeyError, match="mine"):
+        train(it.model, it.optimizer, NET, range(2, 3))
+    hook.remove()
+    for part in ("run", "model", "optimizer"):
+        getattr(it, part).load_state_dict(before[part])
+    assert not differ(it.snapshot(), before)
+    train(it.model, it.optimizer, NET, range(2, STEPS))
+    again = world(entry, "momentum", NET, STEPS)
+    train(again.model, again.optimizer, NET, range(STEPS))
+    assert not differ(it.snapshot(), again.snapshot())

@@ -28,36 +28,45 @@ def _several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
 
 
-@given(SIZES, CURVES, st.integers(0, 2**20), st.booleans())
-def test_gradients(count: int, curve: Sigmoid, seed: int, trains: bool) -> None:
+def layers_of(tensor: Tensor, cuts: list[int]) -> list[Tensor]:
+    """Parts of it, in memory of their own."""
+    return [part.clone() for part in torch.tensor_split(tensor, sorted(cuts))]
+
+
+CUTS = st.lists(st.integers(0, 40_000), max_size=3)  # of which some may leave layers without a weight
+
+
+@given(SIZES, CUTS, CURVES, st.integers(0, 2**20))
+def test_gradients(count: int, cuts: list[int], curve: Sigmoid, seed: int) -> None:
     grad, weight, score = drawn(count, seed)
     w, s = weight.double().requires_grad_(), score.double().requires_grad_()
     mask = curve.scale * torch.sigmoid(curve.beta * s)
     by_w, by_s = torch.autograd.grad((grad * w * mask).sum() + curve.price * mask.sum(), (w, s))
-    parameter, out = torch.full_like(weight, 7.0), torch.empty_like(score)
-    found = sigmoid.pull_back(grad, weight, score, curve, parameter=parameter if trains else None, out=out)
-    assert found is out
+    parts = [layers_of(tensor, cuts) for tensor in (grad, weight, score, torch.empty_like(score))]
+    sigmoid.pull_back(list(zip(*parts, strict=True)), curve)
+    grads, weights, scores, outs = map(torch.cat, parts)
     size = curve.beta * curve.scale * (4 + curve.price)  # of what is multiplied by the slope
-    torch.testing.assert_close(grad.double(), by_w, rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(out.double(), by_s, rtol=1e-4, atol=1e-6 * size)
-    assert torch.equal(parameter, weight if trains else torch.full_like(weight, 7.0))
+    torch.testing.assert_close(grads.double(), by_w, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(outs.double(), by_s, rtol=1e-4, atol=1e-6 * size)
+    assert torch.equal(weights, weight)
+    assert torch.equal(scores, score)
 
 
-@given(SIZES, CURVES, st.integers(0, 2**20), st.booleans())
-def test_effective_weights(count: int, curve: Sigmoid, seed: int, take: bool) -> None:
-    parameter, weight, score = drawn(count, seed)
-    raw = (parameter if take else weight).clone()
-    sigmoid.apply(weight, score, curve, parameter=parameter, take=take)
-    assert torch.equal(weight, raw)
-    expected = raw.double() * curve.scale * torch.sigmoid(curve.beta * score.double())
-    torch.testing.assert_close(parameter.double(), expected, rtol=1e-5, atol=1e-37)
+@given(SIZES, CUTS, CURVES, st.integers(0, 2**20))
+def test_effective_weights(count: int, cuts: list[int], curve: Sigmoid, seed: int) -> None:
+    out, weight, score = drawn(count, seed)
+    parts = [layers_of(tensor, cuts) for tensor in (weight, score, out)]
+    sigmoid.apply(list(zip(*parts, strict=True)), curve)
+    assert torch.equal(torch.cat(parts[0]), weight)
+    expected = weight.double() * curve.scale * torch.sigmoid(curve.beta * score.double())
+    torch.testing.assert_close(torch.cat(parts[2]).double(), expected, rtol=1e-5, atol=1e-37)
 
 
 def test_every_size_of_a_score() -> None:
     """To two units in the last place; 0 and 1 at infinity; NaN stays."""
     score = torch.cat([torch.linspace(-86, 120, 100_001), torch.tensor([math.inf, -math.inf, math.nan, -0.0])])
     found = torch.empty_like(score)
-    sigmoid.apply(torch.ones_like(score), score, Sigmoid(1.0), parameter=found, take=False)
+    sigmoid.apply([(torch.ones_like(score), score, found)], Sigmoid(1.0))
     expected = torch.sigmoid(score.double())
     assert float(((found - expected) / expected)[:-4].abs().max()) < 2 * torch.finfo(torch.float32).eps
     assert found[-4:-2].tolist() == [1.0, 0.0]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from tombola.selection import sparse_layers, unwrapped
+from tombola.selection import dense_name, sparse_layers, unwrapped
 
 if TYPE_CHECKING:
     from tombola.sparse.gru import SparseGRU
@@ -170,7 +170,7 @@ def _named(model: nn.Module) -> tuple[dict[str, torch.Size], dict[int, str], dic
     for name, parameter in model.named_parameters():
         layer, _ = layers.get(id(parameter), (None, None))
         if layer is not None:
-            name = layer.dense_name(name.removesuffix("values").removesuffix("."))
+            name = dense_name(layer, name)
             there[name] = parameter.numel()
         shapes[name] = parameter.shape if layer is None else layer.shape
         names[id(parameter)] = name

@@ -87,7 +87,7 @@ def maskable(model: nn.Module, select: Select | None = None) -> Maskable:
     for name, parameter in model.named_parameters():
         layer, owner = layers.get(id(parameter), (None, None))
         if layer is not None:
-            name = layer.dense_name(name.removesuffix("values").removesuffix("."))
+            name = dense_name(layer, name)
             kinds[id(parameter)] = ("the values of a sparse layer", types is None or isinstance(owner, types))
         reason = _unfit(parameter)
         if names is not None:
@@ -158,6 +158,11 @@ def sparse_layers(model: nn.Module) -> dict[int, tuple[SparseLayer, nn.Module]]:
         for layer in (module, *module.children())
         if isinstance(layer, SparseLayer) and (layer is module) is not isinstance(layer, SparseWeight)
     }
+
+
+def dense_name(layer: SparseLayer, values: str) -> str:
+    """What the layer's weight would be called if it were dense: that of its values is ``values``."""
+    return layer.dense_name(values.removesuffix("values").removesuffix("."))
 
 
 def _kinds(model: nn.Module, types: _Types | None) -> dict[int, tuple[str, bool]]:

@@ -6,6 +6,7 @@ For float32 tensors on the CPU; :class:`~tombola.ContinuousSparsification` has t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from tombola.bits import dense_stride
 
-_WORTH = 2**14  # weights that are worth another thread
+_LEAST = 2**14  # weights that are worth another thread
 
 
 class Sigmoid(NamedTuple):
@@ -28,48 +29,47 @@ class Sigmoid(NamedTuple):
 
 def able(*tensors: Tensor) -> bool:
     """Whether these may be given together to the functions here: float32, on the CPU, in one order, without gaps."""
+    return alike(*tensors) and dense_stride(tensors[0]) is not None
+
+
+def alike(*tensors: Tensor) -> bool:
+    """The same, if one of them is known to have no gaps."""
     stride = tensors[0].stride()
-    alike = all(t.is_cpu and t.dtype is torch.float32 and t.stride() == stride and t.data_ptr() for t in tensors)
-    return alike and dense_stride(tensors[0]) is not None
+    return all(t.is_cpu and t.dtype is torch.float32 and t.stride() == stride and t.data_ptr() for t in tensors)
 
 
-def pull_back(
-    grad: Tensor, weight: Tensor, score: Tensor, mask: Sigmoid, *, parameter: Tensor | None, out: Tensor
-) -> Tensor:
+def pull_back(layers: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]], mask: Sigmoid) -> None:
     """Gradients of w and s from that of w·m, by the chain rule.
 
     Args:
-        grad: of the loss by the effective weight; becomes that by the weight, g·m.
-        weight, score: w and s, of the same shape.
+        layers: of each (g, w, s, out): the gradient of the loss by the effective weight, which becomes that by the
+            weight, g·m; weight and score; and what becomes the gradient by the score, (g·w + λ)·∂m/∂s with
+            ∂m/∂s = β·m·(1 − m/c).
         mask: m as a function of s.
-        parameter: becomes w, if given.
-        out: becomes the gradient by the score, (g·w + λ)·∂m/∂s with ∂m/∂s = β·m·(1 − m/c).
-
-    Returns:
-        ``out``.
     """
-    _run("pull_back", (grad, weight, score, parameter, out), mask)
-    return out
+    _sweep("pull_back", layers, mask)
 
 
-def apply(weight: Tensor, score: Tensor, mask: Sigmoid, *, parameter: Tensor, take: bool) -> None:
-    """Write w·m into ``parameter``; ``take``: with what it holds as the w from now on."""
-    _run("take" if take else "apply", (None, weight, score, parameter, None), mask)
+def apply(layers: Sequence[tuple[Tensor, Tensor, Tensor]], mask: Sigmoid) -> None:
+    """Of each layer's (w, s, out) ``out`` becomes w·m."""
+    _sweep("apply", layers, mask)
 
 
-def _run(name: str, tensors: tuple[Tensor | None, ...], mask: Sigmoid) -> None:
+def _sweep(name: str, layers: Sequence[Sequence[Tensor]], mask: Sigmoid) -> None:
     from tombola.sparse.threads import run  # imports Numba: not before there is a score
 
-    count = next(t.numel() for t in tensors if t is not None)
-    chunks = max(1, min(4 * torch.get_num_threads(), count // _WORTH))
-    each = -(-count // chunks // 16) * 16
-    numbers = np.array([mask.beta, mask.scale, mask.beta * mask.scale * mask.price], np.float32).view(np.int32)
-    addresses = [0 if t is None else t.data_ptr() for t in tensors]
-    for tensor in tensors:
-        if tensor is not None:
+    share = sum(layer[0].numel() for layer in layers) // (4 * torch.get_num_threads())
+    most = max(_LEAST, -(-share // 16) * 16)  # vectors keep to lines of the cache
+    table = list[list[int]]()
+    for layer in layers:
+        count, addresses = layer[0].numel(), [tensor.data_ptr() for tensor in layer]
+        table += ([min(most, count - at), *(address + 4 * at for address in addresses)] for at in range(0, count, most))
+        for tensor in layer:
             torch.autograd.graph.increment_version(tensor)  # a graph that still needs the old numbers is told
-    if count:
-        run(_kernel(name), [0, -(-count // each), count, each, *addresses, *numbers.tolist()])
+    if table:
+        numbers = np.array([mask.beta, mask.scale, mask.beta * mask.scale * mask.price], np.float32).view(np.int32)
+        chunks = np.array(table, np.int64)
+        run(_kernel(name), [0, len(table), chunks.ctypes.data, *numbers.tolist()])
 
 
 @cache

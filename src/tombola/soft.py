@@ -12,19 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
 from tombola import sigmoid
 from tombola.masks import Masks
 from tombola.methods.protocol import Moment, SoftMethod
 from tombola.scaling import undo_loss_scale
 from tombola.sharded import is_sharded, like, local, part_of, placed, rows, whole
+from tombola.sigmoid import Sigmoid
 from tombola.states import HOW, check_generator, check_keys, check_optimizer, check_tensors
 
 # what a score's parameter group does not take over from its weight's
 _OWN = {"params", "weight_decay", "fused", "foreach"}
 # the optimisers whose fused form runs on CPU and CUDA alike; Adagrad's, for one, was long for the CPU alone
 FUSED = (SGD, Adam, AdamW)
+# those that know a parameter by itself alone, so that it may have other memory while they step; some optimisers of
+# others keep views of it
+_MEMORYLESS = (SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop)
 
 
 @dataclass(eq=False)
@@ -32,7 +36,8 @@ class Slot:
     """One masked parameter: the raw weight w, its score s, and the multiplier m that the effective weight has now.
 
     Weight and score of a sharded parameter are sharded like it; of m there is this rank's part. ``swift``: if m is a
-    sigmoid, it is computed where it is needed, and ``mask`` is working memory.
+    sigmoid, it is computed where it is needed, and ``mask`` is working memory. ``own``: the parameter's own memory,
+    while it has that of the raw weight, for the optimiser's step.
     """
 
     name: str
@@ -41,6 +46,19 @@ class Slot:
     score: Parameter
     mask: Tensor
     swift: bool
+    own: Tensor | None = None
+
+    def lend(self) -> None:
+        """Give the parameter the memory of the raw weight, which an optimiser then updates without a copy."""
+        if self.own is None:
+            self.own, self.parameter.data = self.parameter.data, self.weight
+
+    def take_back(self) -> bool:
+        """Give the parameter its own memory again, if it does not have it."""
+        if self.own is None:
+            return False
+        self.parameter.data, self.own = self.own, None
+        return True
 
 
 class SoftState:
@@ -54,6 +72,8 @@ class SoftState:
         self.generator = generator
         self.slots = [_slot(name, parameter, method) for name, parameter in parameters.items()]
         self.score_optimizer, self._followed = _score_optimizer(self.slots, optimizer, method)
+        plain = all(type(parameter.data) is Tensor for parameter in parameters.values())
+        self._lends = plain and type(optimizer) in _MEMORYLESS
         self._drawn_from = generator.get_state()
         # working memory for one layer at a time: allocating it anew in each step costs more than the arithmetic
         self._scratch: dict[tuple[torch.dtype, torch.device], Tensor] = {}
@@ -72,28 +92,37 @@ class SoftState:
     def before_step(self, moment: Moment) -> None:
         """Gradients of the effective weights become those of w and s; the parameters hold w for the optimiser."""
         undo_loss_scale(self.optimizer)
+        curve, together = self.method.sigmoid(moment), []
         for slot in self.slots:
-            slot.score.grad = like(self._pull_back(slot, moment), slot.score)
+            grad, weight, score = slot.parameter.grad, local(slot.weight), local(slot.score)
+            towards = torch.zeros_like(weight) if grad is None else local(grad)
+            if curve and slot.swift and sigmoid.alike(weight, towards):
+                together.append((towards, weight, score, slot.mask))
+            else:
+                self._pull_back(slot, towards, moment, curve)
+        if curve:
+            sigmoid.pull_back(together, curve)
+        for slot in self.slots:
+            slot.score.grad = like(slot.mask, slot.score)
             if not self.method.train_weights:
                 slot.parameter.grad = None  # every optimiser passes over a parameter without gradient
+            elif self._lends:
+                slot.lend()
+            else:
+                local(slot.parameter).copy_(local(slot.weight))
         # by position: load_state_dict() gives an optimiser new group dictionaries
         for mine, index in zip(self.score_optimizer.param_groups, self._followed, strict=False):
             theirs = self.optimizer.param_groups[index]
             mine.update({key: value for key, value in theirs.items() if key not in _OWN})
 
-    def _pull_back(self, slot: Slot, moment: Moment) -> Tensor:
-        """The gradient of the score; the parameter's becomes that of w, and the parameter w, if it trains."""
-        grad, weight, score = slot.parameter.grad, local(slot.weight), local(slot.score)
-        towards = torch.zeros_like(weight) if grad is None else local(grad)
-        parameter = local(slot.parameter) if self.method.train_weights else None
-        if curve := self._curve(slot, moment):
-            if sigmoid.able(weight, towards):
-                return sigmoid.pull_back(towards, weight, score, curve, parameter=parameter, out=slot.mask)
+    def _pull_back(self, slot: Slot, grad: Tensor, moment: Moment, curve: Sigmoid | None) -> None:
+        """``grad`` becomes the gradient of w, and the slot's mask that of the score."""
+        weight, score = local(slot.weight), local(slot.score)
+        if curve and slot.swift:
             self.method.mask(score, moment, generator=self.generator, out=slot.mask)
-        pulled = self.method.pull_back(towards, weight, score, slot.mask, moment, scratch=self._working_memory(score))
-        if parameter is not None:
-            parameter.copy_(weight)
-        return pulled
+        pulled = self.method.pull_back(grad, weight, score, slot.mask, moment, scratch=self._working_memory(score))
+        if pulled is not slot.mask:
+            slot.mask.copy_(pulled)
 
     def _working_memory(self, score: Tensor) -> Tensor:
         """Of the shape and strides of a score; made when it is needed, as large as the largest that needed it."""
@@ -101,9 +130,6 @@ class SoftState:
         if kind not in self._scratch or self._scratch[kind].numel() < score.numel():
             self._scratch[kind] = torch.empty_like(score, requires_grad=False).flatten()
         return self._scratch[kind].as_strided(score.shape, score.stride())
-
-    def _curve(self, slot: Slot, moment: Moment) -> sigmoid.Sigmoid | None:
-        return self.method.sigmoid(moment) if slot.swift else None
 
     def before_skipped_step(self) -> None:
         """Weights that do not train have no gradient in any step: fused optimisers would begin a state for them."""
@@ -125,8 +151,9 @@ class SoftState:
         ``take``: of the w that the parameters hold.
         """
         self._drawn_from = self.generator.get_state()
+        curve = self.method.sigmoid(moment)
         for slot in self.slots:
-            if self._curve(slot, moment):
+            if curve and slot.swift:
                 continue
             if is_sharded(slot.score) and self.method.draws:
                 self._draw(slot, moment)
@@ -146,19 +173,23 @@ class SoftState:
     @torch.no_grad()
     def write_effective(self, moment: Moment, *, take: bool = False) -> None:
         """Write the effective weights w·m into the parameters; ``take``: of the w that they hold."""
+        curve, together = self.method.sigmoid(moment), []
         for slot in self.slots:
-            weight, parameter = local(slot.weight), local(slot.parameter)
-            if curve := self._curve(slot, moment):
-                sigmoid.apply(weight, local(slot.score), curve, parameter=parameter, take=take)
-                continue
-            if take:
+            lent, weight, parameter = slot.take_back(), local(slot.weight), local(slot.parameter)
+            if take and not lent:
                 weight.copy_(parameter)
-            torch.mul(weight, slot.mask, out=parameter)
+            if curve and slot.swift:
+                together.append((weight, local(slot.score), parameter))
+            else:
+                torch.mul(weight, slot.mask, out=parameter)
+        if curve:
+            sigmoid.apply(together, curve)
 
     @torch.no_grad()
     def write_hard(self, masks: Masks) -> None:
         """Write the surviving weights, at the scale they have once the mask is hard, into the parameters."""
         for slot in self.slots:
+            slot.take_back()
             parameter = local(slot.parameter)
             torch.mul(local(slot.weight), self.method.surviving_scale(), out=parameter)
             parameter.masked_fill_(~local(masks[slot.name]), 0)

@@ -156,7 +156,7 @@ def convert(
         raise ValueError(f'convert: choose is "fastest" or "sparse", not {choose!r}')
     plain, given = prepared(model, masks)
     inputs = example if isinstance(example, tuple) else (example,)
-    layers = _layers(plain)
+    layers = convertible(plain)
     every = {name: masks_of(name, layer, given) for name, layer in layers.items()}
     masked: dict[str, Choice] = {
         name: "sparse" if any(f"{name}.{key}" in given for key in own) else "dense" for name, own in every.items()
@@ -197,7 +197,7 @@ def _applied(model: nn.Module, masks: Mapping[str, Tensor] | None, who: str) -> 
     """Clear the weights outside the masks."""
     parameters = dict(model.named_parameters())
     if masks is None:
-        found = {f"{n}.{key}": w for n, layer in _layers(model).items() for key, w in weights(layer).items()}
+        found = {f"{n}.{key}": w for n, layer in convertible(model).items() for key, w in weights(layer).items()}
         masks = {name: weight != 0 for name, weight in found.items() if not bool(weight.all())}
     for name, mask in masks.items():
         if name not in parameters:
@@ -209,7 +209,7 @@ def _applied(model: nn.Module, masks: Mapping[str, Tensor] | None, who: str) -> 
     return {name: mask.cpu() for name, mask in masks.items()}
 
 
-def _layers(model: nn.Module) -> dict[str, Any]:
+def convertible(model: nn.Module) -> dict[str, Any]:
     """The layers that could be sparse: exactly of PyTorch's own classes, with weights of their own, padding zeros."""
     uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     return {

@@ -34,6 +34,7 @@ from tombola.sparse.vectors import (
     Tile,
     at,
     call,
+    fields,
     gather,
     lanes_below,
     multiply_add,
@@ -53,7 +54,6 @@ FIELDS = (  # of a job: 64-bit integers, addresses among them
     *("source", "source_plane", "result", "result_plane", "bias", "floor", "blocks", "added"),
 )
 SIZE = len(FIELDS)
-_FIELD = {name: place for place, name in enumerate(FIELDS)}
 
 
 class _Piece:
@@ -65,7 +65,7 @@ class _Piece:
     def __init__(self, builder: Any, arguments: Any) -> None:
         job, self.share, self.rows, self.tap, self.ranges, self.width, source, self.at, self.length = arguments
         self.builder = builder
-        self.job = {name: read(builder, job, INT64(place), INT64) for name, place in _FIELD.items()}
+        self.job = fields(builder, job, FIELDS)
         self._low = builder.sub(builder.shl(INT64(1), self.job["bits"]), INT64(1))
         self._source = self.floats("source", source)
 

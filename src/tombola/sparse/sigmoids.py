@@ -12,7 +12,7 @@ from numba import carray, types  # type: ignore[attr-defined]
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tombola.sparse.threads import compiled, next_chunk
+from tombola.sparse.threads import compiled, next_chunk, pointer
 from tombola.sparse.vectors import (
     BYTE,
     FLOAT,
@@ -23,19 +23,19 @@ from tombola.sparse.vectors import (
     Tile,
     at,
     call,
+    fields,
     multiply_add,
-    read,
     splat,
 )  # fmt: skip
 
-FIELDS = (
-    *("counter", "chunks", "count", "each", "grad", "weight", "score", "parameter", "out"),
-    *("beta", "scale", "price"),
-)
-_FIELD = {name: place for place, name in enumerate(FIELDS)}
+FIELDS = ("counter", "chunks", "table", "beta", "scale", "price")
 _field: Any = namedtuple("_Field", FIELDS)(*range(len(FIELDS)))  # a plain tuple's names would not be constants
 _SIZE = len(FIELDS)
-_NAMES = ("pull_back", "take", "apply")
+CHUNKS = {  # what a line of the table says of a chunk: how many floats of each, and where they begin
+    "pull_back": ("count", "grad", "weight", "score", "out"),
+    "apply": ("count", "weight", "score", "out"),
+}
+_NAMES = tuple(CHUNKS)
 
 _ROUND = 1.5 * 2.0**23  # added to a float, leaves the nearest whole number in its lowest bits
 _LARGEST = 87.0  # e to minus this is still an ordinary float
@@ -56,9 +56,8 @@ def _exponential(builder: Any, x: Any) -> Any:
     for power in range(6, -1, -1):
         total = multiply_add(builder, _constant(1 / math.factorial(power)), total, x)
     integers = ir.VectorType(INT32, LANES)
-    exponent = builder.shl(builder.bitcast(shifted, integers), ir.Constant(integers, [23] * LANES))
-    exponent = builder.add(exponent, ir.Constant(integers, [127 << 23] * LANES))
-    return builder.fmul(total, builder.bitcast(exponent, VECTOR))
+    power = builder.shl(builder.bitcast(shifted, integers), ir.Constant(integers, [23] * LANES))
+    return builder.bitcast(builder.add(builder.bitcast(total, integers), power), VECTOR)
 
 
 def _sigmoid(builder: Any, x: Any) -> Any:
@@ -69,19 +68,20 @@ def _sigmoid(builder: Any, x: Any) -> Any:
     power = _exponential(builder, builder.fneg(builder.select(is_large, zeros, size)))
     power = builder.select(is_large, zeros, power)
     above = builder.select(builder.fcmp_ordered("<", x, zeros), power, ones)
-    return builder.fdiv(above, builder.fadd(ones, power))
+    # a reciprocal estimate that Newton's step makes exact to the last place or so takes a third of the time
+    return builder.fdiv(above, builder.fadd(ones, power), flags=("arcp",))
 
 
-def _emit(context, number, job, first, last):  # type: ignore[no-untyped-def]
-    """One of :data:`_NAMES`, by its number, on the floats from first to last."""
+def _emit(context, number, job, chunk):  # type: ignore[no-untyped-def]
+    """One of :data:`_NAMES`, by its number, on the floats of a chunk."""
     name = _NAMES[number.literal_value]
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _, job, first, last = arguments
-        fields = {field: read(builder, job, INT64(place), INT64) for field, place in _FIELD.items()}
-        bases = {field: builder.inttoptr(fields[field], BYTE.as_pointer()) for field in FIELDS[4:9]}
+        _, job, chunk = arguments
+        whole, here = fields(builder, job, FIELDS), fields(builder, chunk, CHUNKS[name])
+        bases = {field: builder.inttoptr(here[field], BYTE.as_pointer()) for field in CHUNKS[name][1:]}
         beta, scale, price = (
-            splat(builder, builder.bitcast(builder.trunc(fields[field], INT32), FLOAT)) for field in FIELDS[9:]
+            splat(builder, builder.bitcast(builder.trunc(whole[field], INT32), FLOAT)) for field in FIELDS[3:]
         )
 
         def sweep(tile: Tile, place: Any) -> None:
@@ -92,38 +92,33 @@ def _emit(context, number, job, first, last):  # type: ignore[no-untyped-def]
                 tile.store([value], at(builder, bases[field], place, FLOAT))
 
             soft = _sigmoid(builder, builder.fmul(load("score"), beta))
-            mask = builder.fmul(soft, scale)
-            if name == "pull_back":
-                grad, weight = load("grad"), load("weight")
-                slope = builder.fmul(soft, builder.fsub(_constant(1.0), soft))
-                towards = multiply_add(builder, price, builder.fmul(grad, builder.fmul(beta, scale)), weight)
-                store("out", builder.fmul(towards, slope))
-                store("grad", builder.fmul(grad, mask))
-                with builder.if_then(builder.icmp_unsigned("!=", fields["parameter"], INT64(0))):
-                    store("parameter", weight)
+            mask, weight = builder.fmul(soft, scale), load("weight")
+            if name == "apply":
+                store("out", builder.fmul(weight, mask))
                 return
-            weight = load("parameter" if name == "take" else "weight")
-            if name == "take":
-                store("weight", weight)
-            store("parameter", builder.fmul(weight, mask))
+            grad = load("grad")
+            slope = builder.fmul(soft, builder.fsub(_constant(1.0), soft))
+            towards = multiply_add(builder, price, builder.fmul(grad, builder.fmul(beta, scale)), weight)
+            store("out", builder.fmul(towards, slope))
+            store("grad", builder.fmul(grad, mask))
 
-        vectors = builder.sdiv(builder.sub(last, first), INT64(LANES))
+        vectors = builder.sdiv(here["count"], INT64(LANES))
         with cgutils.for_range(builder, vectors) as loop:
-            sweep(Tile(builder, 1), builder.add(first, builder.mul(loop.index, INT64(LANES))))
-        done = builder.add(first, builder.mul(vectors, INT64(LANES)))
-        with builder.if_then(builder.icmp_signed("<", done, last)):
-            sweep(Tile(builder, 1, builder.sub(last, done)), done)
+            sweep(Tile(builder, 1), builder.mul(loop.index, INT64(LANES)))
+        done = builder.mul(vectors, INT64(LANES))
+        with builder.if_then(builder.icmp_signed("<", done, here["count"])):
+            sweep(Tile(builder, 1, builder.sub(here["count"], done)), done)
         return context.get_dummy_value()
 
-    return types.void(number, types.voidptr, types.intp, types.intp), generate
+    return types.void(number, types.voidptr, types.voidptr), generate
 
 
 _sweep: Any = intrinsic(prefer_literal=True)(_emit)
 
 
 def kernel(name: str) -> Any:
-    """A C function of a job's address: ``pull_back``, ``take`` or ``apply``."""
-    number = _NAMES.index(name)
+    """A C function of a job's address: ``pull_back`` or ``apply``."""
+    number, line = _NAMES.index(name), 8 * len(CHUNKS[name])
 
     def walk(job_at: Any) -> None:
         job: Any = carray(job_at, (_SIZE,), np.int64)
@@ -131,7 +126,6 @@ def kernel(name: str) -> Any:
             chunk = next_chunk(job_at)
             if chunk >= job[_field.chunks]:
                 break
-            first = chunk * job[_field.each]
-            _sweep(number, job_at, first, min(first + job[_field.each], job[_field.count]))
+            _sweep(number, job_at, pointer(job[_field.table] + chunk * line))
 
     return compiled(walk, f"sigmoid_{name}")

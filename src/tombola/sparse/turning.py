@@ -13,11 +13,10 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from tombola.sparse.threads import compiled, next_chunk, run
-from tombola.sparse.vectors import BYTE, FLOAT, INT32, INT64, LANES, Tile, at, read
+from tombola.sparse.vectors import BYTE, FLOAT, INT32, INT64, LANES, Tile, at, fields
 
 PATCH = 8 * LANES  # rows and columns that a thread takes at a time: of few pages of memory
 FIELDS = ("counter", "chunks", "rows", "columns", "source", "result")
-_FIELD = {name: place for place, name in enumerate(FIELDS)}
 _field: Any = namedtuple("_Field", FIELDS)(*range(len(FIELDS)))  # a plain tuple's names would not be constants
 _SIZE = len(FIELDS)
 
@@ -37,7 +36,7 @@ class _Square:
 
     def __init__(self, builder: Any, job: Any, row: Any, column: Any) -> None:
         self.builder = builder
-        self.job = {name: read(builder, job, INT64(place), INT64) for name, place in _FIELD.items()}
+        self.job = fields(builder, job, FIELDS)
         rows, columns = self.job["rows"], self.job["columns"]
         self.source = self._at("source", builder.add(builder.mul(row, columns), column))
         self.result = self._at("result", builder.add(builder.mul(column, rows), row))

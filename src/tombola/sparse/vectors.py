@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -21,6 +22,11 @@ def at(builder: Any, base: Any, index: Any, kind: Any) -> Any:
 def read(builder: Any, base: Any, index: Any, kind: Any) -> Any:
     """The ``index``-th ``kind`` from ``base`` on."""
     return builder.load(at(builder, base, index, kind))
+
+
+def fields(builder: Any, job: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Of a job, whose fields these are in their order, each by its name."""
+    return {name: read(builder, job, INT64(place), INT64) for place, name in enumerate(names)}
 
 
 def splat(builder: Any, value: Any) -> Any:

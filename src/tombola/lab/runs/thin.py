@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tombola.lab.errors import LabError
-from tombola.sparse.convert import _layers
+from tombola.sparse.convert import convertible
 from tombola.sparse.swap import make_dense, make_sparse, weights
 
 
@@ -20,7 +20,7 @@ def check_device(device: torch.device | str) -> None:
 
 def check_thin(model: nn.Module, masked: Iterable[str], name: str) -> None:
     """Raise LabError unless each of these parameters of the model ``name`` can be that of a sparse layer."""
-    able = {f"{name}.{weight}" for name, layer in _layers(model).items() for weight in weights(layer)}
+    able = {f"{name}.{weight}" for name, layer in convertible(model).items() for weight in weights(layer)}
     bad = [parameter for parameter in masked if parameter not in able]
     if not bad:
         return

@@ -13,13 +13,12 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tombola.sparse.threads import compiled, next_chunk
-from tombola.sparse.vectors import BYTE, FLOAT, INT32, INT64, LANES, VECTOR, Tile, at, gather, read, splat
+from tombola.sparse.vectors import BYTE, FLOAT, INT32, INT64, LANES, VECTOR, Tile, at, fields, gather, read, splat
 
 FIELDS = (
     *("counter", "chunks", "channels", "each", "source", "source_plane", "result", "result_plane"),
     *("floats", "places", "taps", "largest", "counts"),
 )
-_FIELD = {name: place for place, name in enumerate(FIELDS)}
 _field: Any = namedtuple("_Field", FIELDS)(*range(len(FIELDS)))  # a plain tuple's names would not be constants
 _SIZE = len(FIELDS)
 _places, _mask = ir.VectorType(INT32, LANES), ir.VectorType(ir.IntType(1), LANES)
@@ -30,7 +29,7 @@ class _Plane:
 
     def __init__(self, builder: Any, job: Any, channel: Any, *, in_runs: bool) -> None:
         self.builder, self.in_runs = builder, in_runs
-        self.job = {name: read(builder, job, INT64(place), INT64) for name, place in _FIELD.items()}
+        self.job = fields(builder, job, FIELDS)
         self.source, result = (
             at(builder, self._base(name), builder.mul(channel, self.job[f"{name}_plane"]), FLOAT)
             for name in ("source", "result")

@@ -100,7 +100,7 @@ def test_every_example_is_tried() -> None:
 
 
 def test_its_commands_are_understood() -> None:
-    commands = re.findall(r"^tombola (.*?)(?:  +#.*)?$", "\n".join(blocks("sh")), re.MULTILINE)
+    commands = re.findall(r"^(?:torchrun .*-m )?tombola (.*?)(?:  +#.*)?$", "\n".join(blocks("sh")), re.MULTILINE)
     commands += re.findall(r"`tombola (\w+ [^`]*)`", README)
     assert len(commands) >= 7
     for command in commands:

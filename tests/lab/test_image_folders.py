@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tombola.lab.cli.main import run
 from tombola.lab.cli.recipes import Training
-from tombola.lab.data import Data, images, load
+from tombola.lab.data import Data, Part, images, load
 from tombola.lab.data.folder import all_grey, image_folder
 from tombola.lab.data.stream import MEAN, STD, Stream
 from tombola.lab.errors import LabError
@@ -238,6 +238,29 @@ def test_the_same_bits_on_any_number_of_workers(tmp_path: Path) -> None:
     assert line.startswith(
         f"big: 1 of 24 images left out as damaged; the first is {root / 'train' / 'cat' / '3.png'}: not"
     )
+
+
+def test_parts_of_what_is_read_make_up_the_batches(tmp_path: Path) -> None:
+    """Cut at the same places too, and empty where all images of a part are damaged."""
+    root = made(tmp_path / "big", sizes=((40, 30),), images=12)
+    for number in range(0, 12, 3):
+        (root / "train" / "cat" / f"{number}.png").write_bytes(b"damaged")
+    inputs, found, united = Images(size=16, cutout=6, skip_damaged=True), [], list[set[str]]()
+
+    def unite(problems: set[str]) -> set[str]:
+        united.append(problems)
+        return problems
+
+    for part in (Part(), *(Part(index=index, count=4, united=unite) for index in range(4))):
+        data = image_folder(root, inputs, name="big", tell=lambda text: None)
+        found.append([list(data.epoch(1, batch_size=4, augment=True, part=part)), list(data.test(part))])
+    whole, *parts = found
+    for batch, *pieces in zip(whole[0], *(epoch for epoch, _ in parts), strict=True):
+        for both, each in zip(batch, zip(*pieces, strict=True), strict=True):
+            assert torch.equal(both, torch.cat(each))
+    assert any(len(y) == 0 for epoch, _ in parts for _, y in epoch)
+    assert same(whole[1], [batch for _, test in parts for batch in test])
+    assert len(set[str]().union(*united)) == 4
 
 
 READER = """

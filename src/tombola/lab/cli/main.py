@@ -6,8 +6,11 @@ PyTorch is imported when a command needs it and not before, so that help and mis
 from __future__ import annotations
 
 import io
+import os
 import shlex
+import socket
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -19,10 +22,13 @@ from tombola.lab.cli.grouped import Grouped
 from tombola.lab.cli.options import COUNT, reproduce_options, search_options, train_options
 from tombola.lab.cli.values import Listing
 from tombola.lab.errors import LabError
+from tombola.lab.launched import Launched, launched
 
 EXPORTS = ("state-dict", "safetensors", "onnx", "torch-export", "2:4", "sparse")
 STOPPED = 130
 """What a shell expects of a program that Ctrl-C has stopped."""
+SHARED = ("search", "train", "reproduce")
+"""Commands that processes which torchrun has started do together; any other is for the first of them."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -257,7 +263,7 @@ def run(arguments: Sequence[str]) -> int:
     except LabError as error:
         return _fail("tombola", str(error), 1)
     except KeyboardInterrupt:
-        return _fail("tombola", "stopped", STOPPED)
+        return 0 if _follows() else _fail("tombola", "stopped", STOPPED)
     return 0
 
 
@@ -271,12 +277,25 @@ def _message(error: click.ClickException) -> str:
 
 
 def _fail(who: str, message: str, status: int) -> int:
+    if (here := _follows()) is not None:
+        time.sleep(here.patience)
+        who = f"rank {here.rank} on {socket.gethostname()}: {who}"
     click.echo(f"{who}: {' '.join(message.split())}", err=True)
     return status
 
 
+def _follows() -> Launched | None:
+    """Which process this is, of those that torchrun has started, if it is not the first."""
+    here = launched()
+    return here if here is not None and here.rank else None
+
+
 def main() -> None:
     """The entry point `tombola`."""
+    if _follows():
+        if sys.argv[1:2] and sys.argv[1] not in SHARED:
+            sys.exit(0)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for as long as the process lives
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without s₀ or ± shows ? and does not fail

@@ -13,6 +13,7 @@ from tombola.lab.cli.running import Runs
 from tombola.lab.config import RunConfig
 from tombola.lab.data import load
 from tombola.lab.errors import LabError
+from tombola.lab.launched import launched
 from tombola.lab.recipes import RECIPES, SCALES, Recipe, Scale, find
 from tombola.lab.report.experiments import Experiment, reduced, remember
 from tombola.lab.report.terminal import plain_table, stdout
@@ -52,6 +53,8 @@ def reproduction(options: Mapping[str, Any], command: str) -> None:
     out = options["out"] or Path("runs") / f"{recipe.name}-{scale}"
     console = stdout()
     if recipe.draw is not None:
+        if (here := launched()) is not None and here.rank:
+            return
         written = recipe.draw(out)
         console.print(Text(f"{recipe.title}. {recipe.text('full')}"))
         console.print(Text("\n".join(f"Written: {path}" for path in written)), soft_wrap=True)
@@ -60,7 +63,9 @@ def reproduction(options: Mapping[str, Any], command: str) -> None:
     if said := reduced(scale):
         console.print(Text(f"{recipe.title}: {said}, not as published.", style="bold yellow"))
     names = tuple(config.folder_name for config in runs.configs)
-    remember(out, Experiment(name=recipe.name, title=recipe.title, about=recipe.text(scale), scale=scale, runs=names))
+    about = Experiment(name=recipe.name, title=recipe.title, about=recipe.text(scale), scale=scale, runs=names)
+    if runs.leads:
+        remember(out, about)
     runs.run(command)
 
 

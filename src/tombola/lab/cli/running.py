@@ -22,12 +22,14 @@ from tombola.lab.cli.recipes import Training
 from tombola.lab.cli.sparse import SparseTraining
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
+from tombola.lab.launched import Launched, launched
 from tombola.lab.report.page import write_report
 from tombola.lab.report.terminal import print_summary, stdout
 from tombola.lab.runs.on_ray import Resources, run_on_ray
 from tombola.lab.runs.parallel import run_many
 from tombola.lab.runs.tasks import How
 from tombola.lab.runs.thin import check_device
+from tombola.lab.runs.together import run_together
 from tombola.lab.study import digits_study
 from tombola.lab.tracking import Tracking, check_tracker
 
@@ -82,6 +84,7 @@ class Runs:
     track: Sequence[str]
     quiet: bool
     cluster: Cluster | None
+    here: Launched | None
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any], configs: Callable[[], Sequence[RunConfig]]) -> Runs:
@@ -91,21 +94,26 @@ class Runs:
             click.UsageError: values that do not go together, or no such device, data or model.
         """
         device, there = options["device"], options.get("transfer_dir")
-        cluster = Cluster.from_options(options)
+        cluster, here = Cluster.from_options(options), launched()
+        if here is not None:
+            _check_ranks(options, here)
         try:
             if cluster is None:
-                _check_device(device)
+                _check_device(device if here is None or device == "cpu" else f"{device}:{here.local_rank}")
             for tracker in options["track"] or ():
                 check_tracker(tracker)
             wanted = configs()
             if any(config.sparse for config in wanted):
                 check_device(device)
+                if here is not None:
+                    raise LabError("--sparse: sparse layers are trained by one process; leave it or torchrun out")
         except LabError as error:
             raise click.UsageError(str(error), click.get_current_context()) from None
         moved = [config.transfer.data for config in wanted if config.transfer is not None]
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         jobs = options["jobs"] or (max(1, cpus // options["threads"]) if device == "cpu" else 1)
-        readers = max(1, cpus // jobs) if cluster is None else max(1, int(cluster.resources.cpus))
+        beside = jobs if here is None else here.local_ranks
+        readers = max(1, cpus // beside) if cluster is None else max(1, int(cluster.resources.cpus))
         return cls(
             configs=wanted,
             out=options["out"],
@@ -118,7 +126,13 @@ class Runs:
             track=options["track"] or (),
             quiet=options["quiet"],
             cluster=cluster,
+            here=here,
         )
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes and prints: the only one, or the first of those that torchrun has started."""
+        return self.here is None or self.here.rank == 0
 
     def run(self, command: str) -> None:
         """Make the runs, or go on with them; then write the report and print the table. `command` asked for them.
@@ -126,7 +140,8 @@ class Runs:
         Raises:
             LabError: a run failed, or its folder is damaged or in use.
         """
-        _remember(self.out, command)
+        if self.leads:
+            _remember(self.out, command)
         totals = {config.folder_name: config.total_epochs for config in self.configs}
         how = How(
             device=self.device, threads=self.threads, data_dir=self.data_dir, data_dirs=self.data_dirs,
@@ -134,10 +149,12 @@ class Runs:
         )  # fmt: skip
         try:
             with (
-                watcher(Console(stderr=True, highlight=False), totals, quiet=self.quiet) as watch,
-                Tracking(self.out, self.configs, self.track, then=watch) as tracking,
+                watcher(Console(stderr=True, highlight=False), totals, quiet=self.quiet or not self.leads) as watch,
+                Tracking(self.out, self.configs, self.track if self.leads else (), then=watch) as tracking,
             ):
-                if self.cluster is None:
+                if self.here is not None:
+                    run_together(self.configs, self.out, how, self.here, on_event=tracking)
+                elif self.cluster is None:
                     assert self.jobs is not None
                     run_many(self.configs, self.out, how, jobs=self.jobs, on_event=tracking)
                 else:
@@ -146,11 +163,29 @@ class Runs:
                         jobs=self.jobs, on_event=tracking,
                     )  # fmt: skip
         except KeyboardInterrupt:
-            click.echo(f"Stopped; nothing is lost. To continue where it stopped:\n  {command}", err=True)
+            if not self.leads:
+                sys.exit(0)  # any other status would have torchrun end the one that says so
+            how_again = "" if self.here is None else ", with torchrun or without"
+            click.echo(f"Stopped; nothing is lost. To continue where it stopped{how_again}:\n  {command}", err=True)
             sys.exit(130)
+        if not self.leads:
+            return
         for text in tracking.warnings if self.quiet else ():  # else they were shown
             click.echo(f"warning: {text}", err=True)
         print_report([self.out])
+
+
+def _check_ranks(options: Mapping[str, Any], here: Launched) -> None:
+    """Raise click.UsageError for options that contradict what torchrun does."""
+    context, device = click.get_current_context(), options["device"]
+    if options["on"] is not None:
+        raise click.UsageError("--on: torchrun's ranks are where to compute; leave one of the two out", context)
+    if (options["jobs"] or 1) > 1:
+        raise click.UsageError("--jobs: torchrun's ranks train one run after another; leave it out", context)
+    if device not in ("cpu", "cuda"):
+        raise click.UsageError(f"--device {device}: with torchrun give cpu or cuda; it says which GPU", context)
+    if device == "cuda" and (found := torch.cuda.device_count()) < here.local_ranks:
+        raise click.UsageError(f"--device cuda: {here.local_ranks} ranks, but {found} GPUs; start as many", context)
 
 
 def searches(options: Mapping[str, Any], *, given: Collection[str]) -> list[RunConfig]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tombola.lab.data.base import Batch
+from tombola.lab.data.base import WHOLE, Batch, Part
 from tombola.lab.errors import LabError
 
 
@@ -40,19 +40,20 @@ class Loaders:
             raise LabError(f"batch_size is {batch_size}, but the loader of {self.name} makes batches of {size}")
         return len(self.train)
 
-    def epoch(self, seed: int, *, batch_size: int, augment: bool) -> Iterator[Batch]:
-        """The batches of one epoch of the training loader, seeded with ``seed``."""
+    def epoch(self, seed: int, *, batch_size: int, augment: bool, part: Part = WHOLE) -> Iterator[Batch]:
+        """The batches of one epoch of the training loader, seeded with ``seed``. For any part all of it is read."""
         if augment:
             raise LabError(f"augment: {self.name} is read through a DataLoader; augment in its data set instead")
         torch.manual_seed(seed)
         if isinstance(self.train.generator, torch.Generator):
             self.train.generator.manual_seed(seed)
         for x, y in self.train:
-            yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+            mine = part.of(len(x))
+            yield x[mine].to(self.device, non_blocking=True), y[mine].to(self.device, non_blocking=True)
 
-    def test(self) -> Iterator[Batch]:
+    def test(self, part: Part = WHOLE) -> Iterator[Batch]:
         """The batches of the validation loader."""
-        for x, y in self.validation:
+        for x, y in part.turns(self.validation):
             yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
     def to(self, device: torch.device) -> Loaders:

@@ -21,7 +21,7 @@ import torch.utils.data
 from torch import Tensor
 
 from tombola.lab.data.augment import cut, positions
-from tombola.lab.data.base import Batch, whole_batches
+from tombola.lab.data.base import WHOLE, Batch, Part, whole_batches
 from tombola.lab.data.images import Files, cropped, decoded, middle, without_warnings
 from tombola.lab.errors import LabError
 from tombola.lab.seeds import derive
@@ -72,8 +72,9 @@ class Stream:
         """
         return whole_batches(self.name, len(self.train.paths), batch_size)
 
-    def epoch(self, seed: int, *, batch_size: int, augment: bool) -> Iterator[Batch]:
-        """The batches of one epoch in the order that ``seed`` gives. A batch is smaller by its damaged images.
+    def epoch(self, seed: int, *, batch_size: int, augment: bool, part: Part = WHOLE) -> Iterator[Batch]:
+        """The batches of one epoch in the order that ``seed`` gives. A batch is smaller by its damaged images, and a
+        part of one may be empty.
 
         Raises:
             LabError: an image is damaged and not to be skipped, or all of a batch are.
@@ -81,19 +82,21 @@ class Stream:
         generator = torch.Generator().manual_seed(seed)
         steps = self.steps(batch_size)
         order = torch.randperm(len(self.train.paths), generator=generator)[: steps * batch_size]
-        numbers = order.view(steps, batch_size).tolist()
-        for x, y in self._batches(self._training, self.train, numbers, seed if augment else None):
+        mine = part.of(batch_size)
+        numbers = order.view(steps, batch_size)[:, mine].tolist()
+        for x, y, places in self._batches(self._training, self.train, numbers, seed if augment else None, part):
             if augment and self.cutout:
-                centres = positions((batch_size,), self.size, self.size, generator)[: len(x)].to(self.device)
+                centres = positions((batch_size,), self.size, self.size, generator)[mine][places].to(self.device)
                 yield cut(x, centres, self.cutout), y
             else:
                 yield x, y
 
-    def test(self) -> Iterator[Batch]:
+    def test(self, part: Part = WHOLE) -> Iterator[Batch]:
         """The middle of each test image, in order."""
         numbers = list(range(len(self.test_files.paths)))
         batches = [numbers[start : start + EVALUATED] for start in range(0, len(numbers), EVALUATED)]
-        return self._batches(self._testing, self.test_files, batches, None)
+        for x, y, _ in self._batches(self._testing, self.test_files, list(part.turns(batches)), None, part):
+            yield x, y
 
     def to(self, device: torch.device) -> Stream:
         """The same data set with batches on ``device``."""
@@ -113,19 +116,20 @@ class Stream:
         return set()
 
     def _batches(
-        self, reading: _Reading, files: Files, batches: Sequence[Sequence[int]], seed: int | None
-    ) -> Iterator[Batch]:
+        self, reading: _Reading, files: Files, batches: Sequence[Sequence[int]], seed: int | None, part: Part
+    ) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
+        """The good images of each of ``batches``, which are those of ``part``: inputs, labels, and places in it."""
         usual = (MEAN, STD) if self.channels == 3 else GREY
         mean, std = (torch.tensor(channels, device=self.device).view(-1, 1, 1) for channels in usual)
         damaged: set[str] = set()
         for numbers, (x, good, problems) in zip(batches, reading.read(batches, seed), strict=True):
-            if problems and not (self.skip_damaged and good):
+            if problems and not (self.skip_damaged and (good or part.count > 1)):
                 raise LabError(problems[0])
             damaged.update(problems)
             y = files.labels[[numbers[place] for place in good]].to(self.device)
-            x = x.to(self.device, non_blocking=True).float() / 255
-            yield (x - mean) / std, y
-        fresh = sorted(damaged - self._known)
+            x = x.to(self.device, non_blocking=True).view(len(good), *self.input_shape).float() / 255
+            yield (x - mean) / std, y, good
+        fresh = sorted(part.united(damaged) - self._known)
         if fresh:
             self._known.update(fresh)
             self.tell(skipped(self.name, len(fresh), len(files.paths), fresh[0]))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tombola.lab.data.augment import PAD, augmented, cut, positions
-from tombola.lab.data.base import Batch, whole_batches
+from tombola.lab.data.base import WHOLE, Batch, Part, whole_batches
 from tombola.lab.errors import LabError
 
 EVALUATED = {True: 100, False: 1000}
@@ -69,18 +69,19 @@ class Data:
         """
         return whole_batches(self.name, len(self.train_x), batch_size)
 
-    def epoch(self, seed: int, *, batch_size: int, augment: bool) -> Iterator[Batch]:
+    def epoch(self, seed: int, *, batch_size: int, augment: bool, part: Part = WHOLE) -> Iterator[Batch]:
         """The batches of one epoch in the order that ``seed`` gives, flipped, cropped and cut at random if
         ``augment``.
 
-        All random numbers are drawn on the CPU before the first batch: any device sees the same epoch, and no step
-        waits for the device.
+        All random numbers, those of the other parts too, are drawn on the CPU before the first batch: any device sees
+        the same epoch, and no step waits for the device.
         """
         generator = torch.Generator().manual_seed(seed)
         device, examples, steps = self.train_x.device, len(self.train_x), self.steps(batch_size)
         order = torch.randperm(examples, generator=generator)[: steps * batch_size].to(device).view(steps, batch_size)
+        mine = part.of(batch_size)
         if not augment:
-            for chosen in order:
+            for chosen in order[:, mine]:
                 yield self._normalised(self.train_x[chosen]), self.train_y[chosen]
             return
         if self.train_x.ndim != 4:
@@ -90,14 +91,15 @@ class Data:
         shifts = torch.randint(0, 2 * PAD + 1, (steps, batch_size, 2), generator=generator).to(device)
         height, width = self.train_x.shape[2:]
         centres = positions((steps, batch_size), height, width, generator).to(device) if self.cutout else shifts
-        for chosen, flip, shift, centre in zip(order, flips, shifts, centres, strict=True):
+        drawn = (each[:, mine] for each in (order, flips, shifts, centres))
+        for chosen, flip, shift, centre in zip(*drawn, strict=True):
             x = self._normalised(augmented(self.train_x[chosen], flip, shift))
             yield cut(x, centre, self.cutout) if self.cutout else x, self.train_y[chosen]
 
-    def test(self) -> Iterator[Batch]:
+    def test(self, part: Part = WHOLE) -> Iterator[Batch]:
         """The test set in order, in batches of at most :data:`EVALUATED`."""
         size = EVALUATED[self.test_x.is_cpu]
-        for x, y in zip(self.test_x.split(size), self.test_y.split(size), strict=True):
+        for x, y in part.turns(zip(self.test_x.split(size), self.test_y.split(size), strict=True)):
             yield self._normalised(x), y
 
     def first(self, examples: int) -> Data:

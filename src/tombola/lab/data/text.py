@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tombola.lab.data.base import Batch, whole_batches
+from tombola.lab.data.base import WHOLE, Batch, Part, whole_batches
 from tombola.lab.errors import LabError
 from tombola.lab.inputs import Text
 
@@ -68,7 +68,7 @@ class Tokens:
         """
         return whole_batches(self.name, (len(self.train) - self.length) // self.length, batch_size)
 
-    def epoch(self, seed: int, *, batch_size: int, augment: bool) -> Iterator[Batch]:
+    def epoch(self, seed: int, *, batch_size: int, augment: bool, part: Part = WHOLE) -> Iterator[Batch]:
         """The batches (N, length) of one epoch: examples side by side from a random place on, in random order."""
         if augment:
             raise LabError(f"augment: {self.name} is a text, not images")
@@ -77,16 +77,16 @@ class Tokens:
         steps = self.steps(batch_size)
         order = torch.randperm((len(self.train) - self.length) // self.length, generator=generator)
         starts = first + self.length * order[: steps * batch_size].view(steps, batch_size)
-        for chosen in starts.to(self.train.device):
+        for chosen in starts[:, part.of(batch_size)].to(self.train.device):
             yield self._examples(self.train, chosen)
 
-    def valid(self) -> Iterator[Batch]:
+    def valid(self, part: Part = WHOLE) -> Iterator[Batch]:
         """The validation part, as :meth:`test`."""
-        return self._in_order(self.valid_tokens)
+        return self._in_order(self.valid_tokens, part)
 
-    def test(self) -> Iterator[Batch]:
+    def test(self, part: Part = WHOLE) -> Iterator[Batch]:
         """The test part in order, without the tokens after its last whole example."""
-        return self._in_order(self.test_tokens)
+        return self._in_order(self.test_tokens, part)
 
     def to(self, device: torch.device) -> Tokens:
         """The same text with its tokens on ``device``."""
@@ -94,9 +94,9 @@ class Tokens:
         train, valid, test = (part.to(device) for part in parts)
         return replace(self, train=train, valid_tokens=valid, test_tokens=test)
 
-    def _in_order(self, tokens: Tensor) -> Iterator[Batch]:
+    def _in_order(self, tokens: Tensor, part: Part) -> Iterator[Batch]:
         starts = torch.arange(0, len(tokens) - self.length, self.length, device=tokens.device)
-        for chosen in starts.split(max(1, EVALUATED // self.length)):
+        for chosen in part.turns(starts.split(max(1, EVALUATED // self.length))):
             yield self._examples(tokens, chosen)
 
     def _examples(self, tokens: Tensor, starts: Tensor) -> Batch:

@@ -18,7 +18,7 @@ from tombola.lab.config import RunConfig
 from tombola.lab.data import Data, load
 from tombola.lab.errors import LabError
 from tombola.lab.runs.stages import plan
-from tombola.lab.runs.store import RunFolder
+from tombola.lab.runs.team import ALONE, Team
 from tombola.lab.runs.thin import check_device
 from tombola.lab.runs.transplant import check
 from tombola.lab.runs.work import Event, Run
@@ -39,6 +39,7 @@ def execute(
     data_dir: Path | None = None,
     data_dirs: Mapping[str, Path] | None = None,
     workers: int = 0,
+    team: Team = ALONE,
     on_event: OnEvent = lambda run, event: None,
     checkpoint_share: float = CHECKPOINT_SHARE,
     stop: Callable[[], bool] = lambda: False,
@@ -56,6 +57,7 @@ def execute(
         data_dir: where data sets that are files lie.
         data_dirs: the same for data sets of these names that lie elsewhere.
         workers: processes that read images which do not stay in memory.
+        team: the processes that train the run together, all of which call this.
         on_event: told how it goes: ``on_event(name of the run's folder, event)``.
         checkpoint_share: of the time that may go into checkpoints, which are made at the ends of epochs: small runs
             save every second or so, large ones more rarely. ``math.inf``: at the end of each epoch.
@@ -72,7 +74,11 @@ def execute(
     if config.sparse:
         check_device(device)
     stage = None if place is None else plan(config)[place]
-    with RunFolder(out, config, stage=stage, saved=saved) as folder, _threads(threads), _disk(folder.root):
+    with (
+        team.folder(out, config, stage=stage, saved=saved) as folder,
+        _threads(threads),
+        _disk(folder.root),
+    ):
 
         def emit(event: Event) -> None:
             on_event(folder.name, event)
@@ -103,7 +109,7 @@ def execute(
             for each, about in ((make, {}), (target, {"transferred": True})):
                 if first and each is not None and isinstance(each.data, Data) and each.data.original is not None:
                     folder.record({"kind": "data", "original": each.data.original, **about})
-            run = Run(folder, make, target, emit, checkpoint_share, stop)
+            run = Run(folder, make, target, emit, checkpoint_share, stop, team)
             if place is None:
                 run.go(state)
             else:

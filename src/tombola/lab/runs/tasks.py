@@ -21,6 +21,7 @@ from tombola.lab.runs.experiment import CHECKPOINT_SHARE, OnEvent, execute
 from tombola.lab.runs.ledger import spent
 from tombola.lab.runs.stages import plan
 from tombola.lab.runs.store import RunFolder
+from tombola.lab.runs.team import ALONE, Team
 from tombola.lab.runs.work import Stopped
 
 
@@ -53,11 +54,12 @@ def attempt(
     out: Path,
     how: How,
     *,
+    team: Team = ALONE,
     on_event: OnEvent,
     stop: Callable[[], bool],
     saved: Callable[[], None] = lambda: None,
 ) -> str | None:
-    """Do a task in this process: what went wrong, in a line, or None.
+    """Do a task in this process, or this process's part of it: what went wrong, in a line, or None.
 
     Raises:
         Stopped: ``stop`` said so.
@@ -68,8 +70,8 @@ def attempt(
     try:
         execute(
             task.config, out, place=task.place, device=how.device, threads=how.threads, data_dir=how.data_dir,
-            data_dirs=how.data_dirs, workers=how.workers, on_event=on_event, checkpoint_share=how.checkpoint_share,
-            stop=stop, saved=saved,
+            data_dirs=how.data_dirs, workers=how.workers, team=team, on_event=on_event,
+            checkpoint_share=how.checkpoint_share, stop=stop, saved=saved,
         )  # fmt: skip
     except Stopped:
         raise

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tombola.lab.data import Batch, Dataset, Tokens
+from tombola.lab.data import WHOLE, Batch, Dataset, Part, Tokens
 from tombola.lab.errors import LabError
 from tombola.lab.runs.compiling import Objective
 from tombola.lab.runs.mode import Mode
 from tombola.lab.seeds import derive
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+Gather: TypeAlias = Callable[[Tensor], Tensor]
+"""Where ranks take turns with batches: one number for each batch of this rank to those of all, in order."""
 
 _MODE = Mode()
 LOOK = 100  # steps from one look at the loss to the next: a look waits for the device
@@ -69,6 +71,7 @@ def fit(
     factor: Callable[[int], float] = lambda epoch: 1.0,
     objective: Objective | None = None,
     clip: float | None = None,
+    average: Callable[[Tensor], Tensor] = lambda losses: losses,
     after_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> None:
     """Train ``model`` from epoch ``done`` to ``epochs``.
@@ -87,6 +90,7 @@ def fit(
         factor: epoch's number, from 0, to what the learning rates are multiplied by.
         objective: (inputs, labels) to the scalar that is to fall; None: the cross-entropy of ``model``.
         clip: largest norm of the gradients of all parameters together; None: they are left alone.
+        average: where ranks train together, a sum of losses to its average over all of them.
         after_epoch: called with what each epoch came to, for measuring and saving.
 
     Raises:
@@ -113,10 +117,10 @@ def fit(
                 total += value.detach()
                 steps += 1
                 if steps % LOOK == 0:
-                    _mean(total, steps, epoch)
+                    _mean(average(total), steps, epoch)
             if steps == 0:
                 raise LabError(f"epoch {epoch + 1} had no batch; is the DataLoader used up, or the data set empty?")
-            mean = _mean(total, steps, epoch)
+            mean = _mean(average(total), steps, epoch)
             after_epoch(Epoch(number=epoch + 1, steps=steps, train_loss=mean, lr=optimizer.param_groups[0]["lr"]))
 
 
@@ -129,7 +133,12 @@ def _mean(total: Tensor, steps: int, epoch: int) -> float:
 
 @torch.no_grad()
 def measure(
-    model: nn.Module, batches: Iterable[Batch], *, loss: Loss = cross_entropy, mode: Mode = _MODE
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    loss: Loss = cross_entropy,
+    mode: Mode = _MODE,
+    gather: Gather = lambda found: found,
 ) -> Measurement:
     """Loss and accuracy of ``model`` on ``batches``, in evaluation; then it trains on if it did. Outputs are
     (N, classes), or (N, T, classes) where each of (N, T) tokens has a label and counts as one.
@@ -142,21 +151,24 @@ def measure(
     """
     training = model.training
     model.eval()
-    parts, right, examples = [], [], 0
+    parts, right, examples = list[Tensor](), list[Tensor](), list[int]()
     for x, y in batches:
         output = mode.outputs(model, x)
         parts.append(loss(output, y) * y.numel())
         right.append((output.argmax(-1) == y).sum())
-        examples += y.numel()
+        examples.append(y.numel())
     model.train(training)
-    if examples == 0:
+    counted = int(gather(torch.tensor(examples, dtype=torch.int64)).sum())
+    if counted == 0:
         raise LabError("the test set has no example")
-    return Measurement(
-        loss=float(torch.stack(parts).sum()) / examples, accuracy=int(torch.stack(right).sum()) / examples
-    )
+    losses, found = (gather(torch.stack(numbers) if numbers else torch.empty(0)) for numbers in (parts, right))
+    return Measurement(loss=float(losses.sum()) / counted, accuracy=int(found.sum()) / counted)
 
 
-def measure_parts(model: nn.Module, data: Dataset, *, mode: Mode = _MODE) -> tuple[Measurement, Measurement | None]:
-    """Measured on the test set, and on the validation part of a text; other data have none."""
-    valid = measure(model, data.valid(), mode=mode) if isinstance(data, Tokens) else None
-    return measure(model, data.test(), mode=mode), valid
+def measure_parts(
+    model: nn.Module, data: Dataset, *, mode: Mode = _MODE, part: Part = WHOLE, gather: Gather = lambda found: found
+) -> tuple[Measurement, Measurement | None]:
+    """Measured on the test set, and on the validation part of a text; other data have none. ``part`` is this rank's,
+    where several share the batches out."""
+    valid = measure(model, data.valid(part), mode=mode, gather=gather) if isinstance(data, Tokens) else None
+    return measure(model, data.test(part), mode=mode, gather=gather), valid

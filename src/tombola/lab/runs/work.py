@@ -24,6 +24,7 @@ from tombola.lab.runs.lottery import begin_with
 from tombola.lab.runs.records import epoch_record, epoch_text, result_record
 from tombola.lab.runs.stages import Stage, plan
 from tombola.lab.runs.store import RunFolder
+from tombola.lab.runs.team import Team
 from tombola.lab.runs.thin import thicken
 from tombola.lab.runs.train import Epoch, cross_entropy, fit, measure_parts, objective_of
 from tombola.lab.runs.transplant import transplant
@@ -59,8 +60,9 @@ class Run:
         emit: Callable[[Event], None],
         checkpoint_share: float,
         stop: Callable[[], bool],
+        team: Team,
     ) -> None:
-        self.config, self.folder, self.make, self.data = make.config, folder, make, make.data
+        self.config, self.folder, self.make, self.data, self.team = make.config, folder, make, make.data, team
         self.target = target  # where tickets are transferred to
         self.emit, self.checkpoint_share, self.stop = emit, checkpoint_share, stop
         self.steps = make.steps
@@ -119,17 +121,17 @@ class Run:
         with RunFolder(self.folder.root.parent, self.config, stage=stage) as folder:
             if not folder.finished:
                 saved = folder.resume(warn=lambda text: None, device=self.make.device)
-                run = Run(folder, self.make, self.target, self.emit, self.checkpoint_share, self.stop)
+                run = Run(folder, self.make, self.target, self.emit, self.checkpoint_share, self.stop, self.team)
                 run.go_to(self.position, saved)
                 folder.finish()
         self.ledger.seconds[str(self.position)], _ = self.folder.take(stage, self.told)
-        self.folder.took(stage, self.ledger.seconds_of(stage, self.position), self.make.device)
+        self.folder.took(stage, self.ledger.seconds_of(stage, self.position), self.team.where(self.make.device))
 
     def _once(self, stage: Stage, saved: dict[str, Any] | None) -> None:
         config, model = self.config, self.make.model()
         masked = self.make.maskable(model)
         if isinstance(config.method, Dense):
-            self._train(stage, model, self.make.optimizer(model), None, saved, dict)
+            self._train(stage, self.team.wrap(model), self.make.optimizer(model), None, saved, dict)
             sizes = {name: weight.numel() for name, weight in masked.items()}
             self._result(stage, sizes, sizes, arithmetic=self.make.arithmetic(model))
             return
@@ -142,12 +144,12 @@ class Run:
             with self._fitting():
                 if config.sparse:
                     self.make.thin(model)
-                optimizer = self.make.optimizer(model)
+                wrapped, optimizer = self.team.wrap(model), self.make.optimizer(model)
                 run = attach(
-                    model, optimizer, method, steps=steps, select=names, steps_per_epoch=self.steps,
+                    wrapped, optimizer, method, steps=steps, select=names, steps_per_epoch=self.steps,
                     seed=self.make.mask_seed,
                 )  # fmt: skip
-            self._train(stage, model, optimizer, run, saved, lambda: {"attachment": run.state_dict()})
+            self._train(stage, wrapped, optimizer, run, saved, lambda: {"attachment": run.state_dict()})
         masks = run.masks
         run.detach()
         if config.supermask:  # what is asked for is the hard mask, and training measured the soft one
@@ -183,8 +185,9 @@ class Run:
     def _search(self, saved: dict[str, Any] | None, end: int | None = None) -> None:
         """The rounds that are left; or those before the place ``end``, where a checkpoint is made then."""
         config, model = self.config, self.make.model()
+        wrapped = self.team.wrap(model)
         search = TicketSearch(
-            model,
+            wrapped,
             config.search_method,
             rounds=config.rounds,
             rewind_step=config.rewind_step,
@@ -203,7 +206,7 @@ class Run:
             with self._restoring(saved):
                 run = round_.attach(optimizer, steps=config.epochs * self.steps)
             trained = run.masks if config.free_retraining and round_.index > 1 else None
-            self._train(stage, model, optimizer, run, saved, lambda: {"search": search.state_dict()})
+            self._train(stage, wrapped, optimizer, run, saved, lambda: {"search": search.state_dict()})
             saved = None
             if trained is not None:
                 self._result(replace(stage, round=round_.index - 1), trained.counts(), trained.sizes())
@@ -220,14 +223,14 @@ class Run:
         make = self._where(stage)
         model = make.model()
         masks = self._restore(stage, model)
-        optimizer, moving = make.optimizer(model), self.config.lottery == "moving"
+        wrapped, optimizer, moving = self.team.wrap(model), make.optimizer(model), self.config.lottery == "moving"
         method = self.config.training_method if moving else Fixed(masks)
         begin = partial(
-            attach, model, optimizer, method, steps=make.config.epochs * make.steps, select=list(masks),
+            attach, wrapped, optimizer, method, steps=make.config.epochs * make.steps, select=list(masks),
             steps_per_epoch=make.steps, seed=derive(self.config.seed, "masks", "again"),
         )  # fmt: skip
         run = begin_with(masks, model, begin) if moving else begin()
-        self._train(stage, model, optimizer, run, saved, lambda: {"attachment": run.state_dict()})
+        self._train(stage, wrapped, optimizer, run, saved, lambda: {"attachment": run.state_dict()})
         arithmetic = None
         if self.config.lottery != "no" and (once := self.make.arithmetic(model)) is not None:
             share = self.make.share(masks.counts())
@@ -267,15 +270,18 @@ class Run:
     def _train(
         self,
         stage: Stage,
-        model: nn.Module,
+        wrapped: nn.Module,
         optimizer: torch.optim.Optimizer,
         run: Attachment | None,
         saved: dict[str, Any] | None,
         extra: Callable[[], dict[str, Any]],
     ) -> None:
-        """Train to the end of the stage, from its beginning or from where ``saved`` is; the last record is kept."""
-        make, done = self._where(stage), 0
-        config = make.config
+        """Train to the end of the stage, from its beginning or from where ``saved`` is; the last record is kept.
+        ``wrapped`` is the model as the team has it."""
+        make, done, team = self._where(stage), 0, self.team
+        config, model = make.config, team.inside(wrapped)
+        for caveat in team.caveats(model):
+            self.tell(caveat)
         self.last = {}
         self.ledger.begin()
         if saved is not None:
@@ -298,7 +304,7 @@ class Run:
             self.emit({"event": "epoch", **place, "done": done, "text": text})
             due = time.monotonic() - self.saved_at >= self.save_seconds / self.checkpoint_share
             stopping = self.stop()
-            if due or stopping:
+            if team.leads and (due or stopping):
                 self._save(epoch.number, model, optimizer, extra())
             if stopping:
                 raise Stopped
@@ -306,15 +312,19 @@ class Run:
         fit(
             model,
             optimizer,
-            lambda epoch: make.data.epoch(
-                derive(config.seed, *purpose, epoch), batch_size=config.batch_size, augment=config.augment
+            lambda epoch: team.epoch(
+                make.data,
+                derive(config.seed, *purpose, epoch),
+                batch_size=config.batch_size,
+                augment=config.augment,
             ),
             epochs=epochs,
             done=done,
-            seed=derive(config.seed, *purpose),
+            seed=team.seed(derive(config.seed, *purpose)),
             factor=lambda epoch: config.schedule.factor(epoch * config.epochs / epochs, config.epochs),
-            objective=self._objective(model, make),
+            objective=team.objective(wrapped, self._objective(model, make), make.data, config.batch_size),
             clip=config.clip,
+            average=team.average,
             after_epoch=after_epoch,
         )
 
@@ -324,9 +334,13 @@ class Run:
         objective = objective_of(model, loss=loss, mode=make.mode)
         if not make.config.compile:
             return objective
+        if not self.team.compiles(model):
+            self.tell("compile: trained without torch.compile: batch norms ask all ranks for their parts of the batch")
+            return objective
         if self._compiled is None or self._compiled[0] is not model:  # the rounds of a search train the same one
             torch.compiler.reset()  # what was made for another one only takes room, and PyTorch compiles so often only
-            fast = compiled(objective, model, batch_size=make.config.batch_size, tell=self.tell)
+            size = self.team.part.size(make.config.batch_size)
+            fast = compiled(objective, model, batch_size=size, tell=self.tell)
             self._compiled = model, fast
         return self._compiled[1]
 
@@ -339,12 +353,15 @@ class Run:
 
     def _measure(self, stage: Stage, model: nn.Module, run: Attachment | None, epoch: Epoch) -> None:
         make, hard = self._where(stage), None
-        whole = measure_parts(model, make.data, mode=make.mode)
+        measured = partial(
+            measure_parts, model, make.data, mode=make.mode, part=self.team.part, gather=self.team.in_turns
+        )
+        whole = measured()
         diagnostics = run.diagnostics() if run is not None else {}
         if diagnostics.get("temperature") is not None:
             assert run is not None
             with run.hard():
-                hard = measure_parts(model, make.data, mode=make.mode)
+                hard = measured()
         self.last = epoch_record(make.config, stage, epoch, whole, hard, diagnostics)
         if self.watch is not None and (moved := self.watch.moved()):
             self.last["moved"] = moved
@@ -405,7 +422,7 @@ class Run:
             arithmetic=arithmetic, weighed=make.weigh(counts),
         )  # fmt: skip
         self.folder.record(record)
-        self.folder.took(stage, self.ledger.seconds_of(stage, self.position), self.make.device)
+        self.folder.took(stage, self.ledger.seconds_of(stage, self.position), self.team.where(self.make.device))
         self.emit({"event": "result", **record})
 
     @contextmanager

@@ -5,11 +5,15 @@ The data set of the runs notes who loads it, so that the tests know which proces
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -222,3 +226,58 @@ def test_a_driver_that_dies(how: signal.Signals, cluster: Any, folder: Path, tmp
         assert process.returncode == ((130 if how is signal.SIGINT else -how) if stopped else 0), said
     expected = made_here([*COMMAND[:-4], "--quiet"], tmp_path / "one process")
     assert files(tmp_path / "ray") == expected
+
+
+# ---- from outside
+
+
+def free_ports(count: int) -> list[int]:
+    """That nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[str]:
+    """A cluster in processes of its own, as `ray start --head` makes it, and where its server for clients listens."""
+    port, server = free_ports(2)
+    scratch = tempfile.mkdtemp(prefix="ray-")  # names of sockets may not be long
+    line = ["start", "--head", "--block", f"--port={port}", f"--ray-client-server-port={server}", "--num-cpus=2"]
+    line += ["--include-dashboard=false", f"--object-store-memory={STORE}", f"--temp-dir={scratch}"]
+    with (tmp_path / "ray.log").open("w") as log:
+        process = subprocess.Popen([sys.executable, "-m", "ray.scripts.scripts", *line], stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 200
+        while "Ray runtime started" not in (tmp_path / "ray.log").read_text():
+            assert process.poll() is None, (tmp_path / "ray.log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        yield f"ray://127.0.0.1:{server}"
+    finally:
+        process.terminate()  # it ends what it has started
+        process.wait(60)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_by_rays_client(head: str, folder: Path, tmp_path: Path) -> None:
+    """Stopped by Ctrl-C, and gone on with."""
+    from test_nothing_lost import undisturbed as made_here
+
+    command = [head if part == "ray" else part for part in COMMAND]
+    line = [sys.executable, "-m", "tombola", *command, str(tmp_path / "out")]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    for stopped in (True, False):
+        with subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as it:
+            while stopped and not list((tmp_path / "out").glob("**/checkpoint-*.pt")):
+                assert it.poll() is None, it.communicate()
+                time.sleep(0.01)
+            if stopped:
+                it.send_signal(signal.SIGINT)
+            said = it.communicate(timeout=400)
+        assert it.returncode == (130 if stopped else 0), said
+    assert files(tmp_path / "out") == made_here([*COMMAND[:-4], "--quiet"], tmp_path / "one process")

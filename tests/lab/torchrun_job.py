@@ -12,7 +12,7 @@ from tombola.lab.errors import LabError
 from tombola.lab.launched import launched
 from tombola.lab.runs import work
 from tombola.lab.runs.tasks import How
-from tombola.lab.runs.together import run_together
+from tombola.lab.runs.on_ranks import run_on_ranks
 
 if __name__ == "__main__":
     here, folder = launched(), Path(sys.argv[1])
@@ -31,7 +31,7 @@ if __name__ == "__main__":
     configs = [RunConfig.from_json(text) for text in json.loads((folder / "configs.json").read_text())]
     events: list[str] = []
     try:
-        run_together(
+        run_on_ranks(
             configs, folder / "together", How(), here, on_event=lambda run, event: events.append(event["event"])
         )
     except LabError as error:

@@ -29,7 +29,7 @@ from tombola.lab.runs.on_ray import Resources, run_on_ray
 from tombola.lab.runs.parallel import run_many
 from tombola.lab.runs.tasks import How
 from tombola.lab.runs.thin import check_device
-from tombola.lab.runs.together import run_together
+from tombola.lab.runs.on_ranks import run_on_ranks
 from tombola.lab.study import digits_study
 from tombola.lab.tracking import Tracking, check_tracker
 
@@ -153,7 +153,7 @@ class Runs:
                 Tracking(self.out, self.configs, self.track if self.leads else (), then=watch) as tracking,
             ):
                 if self.here is not None:
-                    run_together(self.configs, self.out, how, self.here, on_event=tracking)
+                    run_on_ranks(self.configs, self.out, how, self.here, on_event=tracking)
                 elif self.cluster is None:
                     assert self.jobs is not None
                     run_many(self.configs, self.out, how, jobs=self.jobs, on_event=tracking)

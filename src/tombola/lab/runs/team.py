@@ -1,4 +1,4 @@
-"""The processes that train a run: usually this one alone. Several, started by ``torchrun``, are in ``together``."""
+"""The processes that train a run: usually this one alone. Several, started by ``torchrun``, are in ``on_ranks``."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ FAILED_TOGETHER = timedelta(seconds=10)
 """In which all ranks have come upon what is wrong, if it is wrong on all of them."""
 
 
-def run_together(
+def run_on_ranks(
     configs: Iterable[RunConfig],
     out: Path,
     how: How,
@@ -69,7 +69,7 @@ def run_together(
         KeyboardInterrupt: Ctrl-C, on any rank. The run at work saved where it stands.
     """
     configs = list(configs)
-    team = Together(here, how.device)
+    team = Ranked(here, how.device)
     how = replace(how, device=str(team.device))
     errors: dict[str, str] = {}
 
@@ -96,7 +96,7 @@ def run_together(
     return found
 
 
-class Together(Team):
+class Ranked(Team):
     """The ranks, connected.
 
     Raises:

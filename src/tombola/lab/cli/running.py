@@ -24,6 +24,7 @@ from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
 from tombola.lab.report.page import write_report
 from tombola.lab.report.terminal import print_summary, stdout
+from tombola.lab.runs.alike import groups
 from tombola.lab.runs.on_ray import Resources, run_on_ray
 from tombola.lab.runs.parallel import run_many
 from tombola.lab.runs.tasks import How
@@ -62,6 +63,9 @@ class Cluster:
             raise click.UsageError("--gpus-per-task is for --device cuda", context)
         if device == "cuda" and gpus == 0:
             raise click.UsageError("--gpus-per-task must be above 0 with --device cuda", context)
+        if options["together"] > 1:
+            share = "several tasks share a GPU by --gpus-per-task 0.25"
+            raise click.UsageError(f"--together: is for the processes of this machine; on Ray {share}", context)
         gpus = (1.0 if device == "cuda" else 0.0) if gpus is None else gpus
         resources = Resources(cpus=options["threads"] if cpus is None else cpus, gpus=gpus)
         return cls(address=None if on == "ray" else on, resources=resources)
@@ -74,6 +78,7 @@ class Runs:
     configs: Sequence[RunConfig]
     out: Path
     jobs: int | None
+    together: int
     threads: int
     workers: int
     device: str
@@ -94,7 +99,7 @@ class Runs:
         cluster = Cluster.from_options(options)
         try:
             if cluster is None:
-                _check_device(device)
+                check_usable(device)
             for tracker in options["track"] or ():
                 check_tracker(tracker)
             wanted = configs()
@@ -105,11 +110,15 @@ class Runs:
         moved = [config.transfer.data for config in wanted if config.transfer is not None]
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         jobs = options["jobs"] or (max(1, cpus // options["threads"]) if device == "cpu" else 1)
+        if options["together"] > 1 and not groups(wanted, options["together"], jobs=jobs):
+            alike = "two runs with data, model, batch size and precision in common, neither --sparse nor --compile"
+            click.echo(f"together: no job has {alike}; each run is trained alone", err=True)
         readers = max(1, cpus // jobs) if cluster is None else max(1, int(cluster.resources.cpus))
         return cls(
             configs=wanted,
             out=options["out"],
             jobs=options["jobs"] if cluster is not None else jobs,
+            together=options["together"],
             threads=options["threads"],
             workers=options["workers"] or readers,
             device=device,
@@ -130,7 +139,7 @@ class Runs:
         totals = {config.folder_name: config.total_epochs for config in self.configs}
         how = How(
             device=self.device, threads=self.threads, data_dir=self.data_dir, data_dirs=self.data_dirs,
-            workers=self.workers,
+            workers=self.workers, together=self.together,
         )  # fmt: skip
         try:
             with (
@@ -171,7 +180,8 @@ def _chosen(kind: type[T], options: Mapping[str, Any]) -> T:
     return kind(**{name: value for name, value in options.items() if name in names and value is not None})
 
 
-def _check_device(name: str) -> None:
+def check_usable(name: str) -> None:
+    """Raise LabError unless PyTorch can use the device of that name."""
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:

@@ -7,8 +7,8 @@ import re
 import click
 
 HERE = (
-    "out", "jobs", "threads", "workers", "device", "data_dir", "transfer_dir", "track", "quiet", "on", "cpus_per_task",
-    "gpus_per_task",
+    "out", "jobs", "together", "threads", "workers", "device", "data_dir", "transfer_dir", "track", "quiet", "on",
+    "cpus_per_task", "gpus_per_task",
 )  # fmt: skip
 """Options that say where and how to compute, and do not change what is searched."""
 

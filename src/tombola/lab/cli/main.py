@@ -18,8 +18,9 @@ from typing import Any
 
 import click
 
+from tombola.lab.cli.bench import PARALLEL, Bench
 from tombola.lab.cli.grouped import Grouped
-from tombola.lab.cli.options import COUNT, reproduce_options, search_options, train_options
+from tombola.lab.cli.options import COUNT, network_options, reproduce_options, search_options, train_options
 from tombola.lab.cli.values import Listing
 from tombola.lab.errors import LabError
 from tombola.lab.launched import Launched, launched
@@ -216,7 +217,7 @@ def export(
     export(ticket, to, output, batch=batch, threads=threads, bf16=bf16)
 
 
-@cli.command()
+@cli.command(cls=Bench)
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--batch", "batches", type=Listing(COUNT), default="1,64", show_default=True, help="Examples at a time.")
 @click.option("--threads", type=COUNT, metavar="N", show_default="one per CPU", help="Of each engine.")
@@ -225,15 +226,51 @@ def export(
 def bench(file: Path, batches: tuple[int, ...], threads: int | None, turns: int, bf16: bool) -> None:
     """Time the network in FILE beside PyTorch, torch.compile and ONNX Runtime with the dense one.
 
-    Each engine is alone in its process, and they take turns.
+    Each engine is alone in its process, and they take turns. `tombola bench parallel` is another command: it times the
+    training of several networks as one, which is what --together does. (A file of that name is ./parallel.)
 
     \b
-    Example:
+    Examples:
       tombola bench runs/RUN/tickets/trained.sparse.safetensors --batch 1,64
+      tombola bench parallel --help
     """
     from tombola.lab.cli.exporting import print_speeds
 
     print_speeds(file, batches, threads=threads, turns=turns, bf16=bf16)
+
+
+@click.command(PARALLEL)
+@click.option(
+    "--members",
+    type=Listing(COUNT),
+    default="2,4,8",
+    show_default=True,
+    metavar="K,...",
+    help="Networks at once.",
+)
+@network_options
+@click.option("--threads", type=COUNT, metavar="N", default=1, show_default=True, help="PyTorch's.")
+@click.option("--turns", type=COUNT, default=15, show_default=True, help="How often both ways are timed.")
+@click.option("--device", metavar="NAME", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
+def parallel(members: tuple[int, ...], threads: int, turns: int, **options: Any) -> None:
+    """Time a training step of several networks, one after the other and computed as one, as --together does it.
+
+    A step is forward, backward and an update by SGD; each network has weights and a batch of its own. First it is
+    checked that losses, gradients and buffers are those of the networks alone.
+
+    \b
+    Examples:
+      tombola bench parallel
+      tombola bench parallel --model resnet20 --data cifar10 --data-dir DIR --device cuda
+    """
+    from tombola.lab.cli.gains import print_gains
+    from tombola.lab.cli.recipes import Training
+
+    given = {name: value for name, value in options.items() if value is not None}
+    print_gains(Training(compile=False, **given), members, threads=threads, turns=turns)
+
+
+Bench.parallel = parallel
 
 
 def typed(context: click.Context) -> set[str]:

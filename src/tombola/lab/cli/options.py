@@ -21,6 +21,14 @@ _from_0 = Number(int, "a whole number, 0 or more", lambda x: 0 <= x < 2**63)
 _RECIPE = "the recipe's"
 
 
+_BATCH_SIZE = click.option("--batch-size", type=COUNT, metavar="N", show_default=_RECIPE, help="Examples in a step.")
+_DATA_DIR = click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Where the data lie: the folder cifar-10-batches-py or cifar-100-python or the one around it, the image "
+    "folder, the text.",
+)
 _DATA = [
     click.option(
         "--data",
@@ -89,7 +97,7 @@ _RECIPES = [
         show_default=_RECIPE,
         help="Of each training; x5: five times the recipe's.",
     ),
-    click.option("--batch-size", type=COUNT, metavar="N", show_default=_RECIPE, help="Examples in a step."),
+    _BATCH_SIZE,
     click.option("--lr", type=_positive, metavar="X", show_default=_RECIPE, help="Learning rate."),
     click.option(
         "--optimizer",
@@ -121,7 +129,7 @@ _COMPUTED = [
     click.option(
         "--compile/--no-compile",
         default=None,
-        show_default="on CUDA, for convolutions and at least 5,000 steps",
+        show_default="on CUDA, for convolutions and at least 5,000 steps, without --together",
         help="Train by code that torch.compile makes, on CUDA in CUDA graphs; if it cannot, the run says why.",
     ),
 ]
@@ -135,19 +143,22 @@ _WHERE = [
         show_default=True,
         help="Folder for the runs and the report.",
     ),
-    click.option(
-        "--data-dir",
-        type=click.Path(path_type=Path),
-        metavar="PATH",
-        help="Where the data lie: the folder cifar-10-batches-py or cifar-100-python or the one around it, the image "
-        "folder, the text.",
-    ),
+    _DATA_DIR,
     click.option(
         "--jobs",
         type=COUNT,
         metavar="N",
         show_default="one per CPU; on a GPU 1; on Ray as many as there is room for",
         help="Processes at once. They share the runs out, and of a search the rounds, retrainings and controls.",
+    ),
+    click.option(
+        "--together",
+        type=COUNT,
+        metavar="K",
+        default=1,
+        show_default=True,
+        help="Runs that each job trains at once, as one stacked model: runs with data, model, batch size and precision "
+        "in common, where that is measured to be faster (see tombola bench parallel).",
     ),
     click.option("--threads", type=COUNT, metavar="N", default=1, show_default=True, help="PyTorch's, in each job."),
     click.option(
@@ -387,6 +398,9 @@ _TRAIN = [
 ]
 
 
+_NETWORK = [*_DATA[:3], _DATA_DIR, _BATCH_SIZE, *_COMPUTED[:2]]
+
+
 def search_options(function: F) -> F:
     """Give `function` all options of `tombola search`."""
     return _with(_SEARCH, function)
@@ -400,6 +414,11 @@ def train_options(function: F) -> F:
 def reproduce_options(function: F) -> F:
     """Give `function` all options of `tombola reproduce`."""
     return _with(_REPRODUCE, function)
+
+
+def network_options(function: F) -> F:
+    """Give `function` the options that say which network is trained on what, and in which batches."""
+    return _with(_NETWORK, function)
 
 
 def _with(options: Sequence[Callable[[F], F]], function: F) -> F:

@@ -88,12 +88,14 @@ class Board:
 
 
 def line_of(run: State, event: Mapping[str, Any]) -> Text | None:
-    """An event worth a line of its own (a result, a warning, an error) as that line; None for the others."""
+    """An event worth a line of its own (a result, a warning, a note, an error) as that line; None for the others."""
     match event.get("event"):
         case "result":
             return Text.assemble(*_result(event), (f"  {_who(run)}", "dim"))
         case "warning":
             return Text.assemble(("warning: ", "yellow"), str(event["text"]), (f"  {_who(run)}", "dim"))
+        case "note":
+            return Text(str(event["text"]))
         case "error":
             return Text.assemble(("failed: ", "bold red"), str(event["text"]), (f"  {_who(run)}", "dim"))
     return None

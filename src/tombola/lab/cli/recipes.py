@@ -118,6 +118,7 @@ class Training:
     compile: bool | None = None
     dense: bool = True
     device: str = "cpu"
+    together: int = 1
 
     @property
     def model_name(self) -> str:
@@ -224,7 +225,10 @@ class Training:
         spatial = convolves and len(shape) == 3 and shape[0] > 1
         long = base.epochs * make.data.steps(base.batch_size) >= WORTH_COMPILING
         last = spatial and device in ("cpu", "cuda") if self.channels_last is None else self.channels_last
-        compiled = spatial and long and device == "cuda" if self.compile is None else self.compile
+        if self.compile and self.together > 1:
+            raise LabError("--together: is not for --compile, whose code is that of one network; leave one of them out")
+        usual = spatial and long and device == "cuda" and self.together == 1
+        compiled = usual if self.compile is None else self.compile
         return replace(base, precision=self.precision, channels_last=last, compile=compiled)
 
     def score_optimizer(self) -> Optimizer | None:

@@ -25,11 +25,12 @@ from tombola.lab.errors import LabError
 from tombola.lab.launched import Launched, launched
 from tombola.lab.report.page import write_report
 from tombola.lab.report.terminal import print_summary, stdout
+from tombola.lab.runs.alike import groups
+from tombola.lab.runs.on_ranks import run_on_ranks
 from tombola.lab.runs.on_ray import Resources, run_on_ray
 from tombola.lab.runs.parallel import run_many
 from tombola.lab.runs.tasks import How
 from tombola.lab.runs.thin import check_device
-from tombola.lab.runs.on_ranks import run_on_ranks
 from tombola.lab.study import digits_study
 from tombola.lab.tracking import Tracking, check_tracker
 
@@ -64,6 +65,9 @@ class Cluster:
             raise click.UsageError("--gpus-per-task is for --device cuda", context)
         if device == "cuda" and gpus == 0:
             raise click.UsageError("--gpus-per-task must be above 0 with --device cuda", context)
+        if options["together"] > 1:
+            share = "several tasks share a GPU by --gpus-per-task 0.25"
+            raise click.UsageError(f"--together: is for the processes of this machine; on Ray {share}", context)
         gpus = (1.0 if device == "cuda" else 0.0) if gpus is None else gpus
         resources = Resources(cpus=options["threads"] if cpus is None else cpus, gpus=gpus)
         return cls(address=None if on == "ray" else on, resources=resources)
@@ -76,6 +80,7 @@ class Runs:
     configs: Sequence[RunConfig]
     out: Path
     jobs: int | None
+    together: int
     threads: int
     workers: int
     device: str
@@ -99,7 +104,7 @@ class Runs:
             _check_ranks(options, here)
         try:
             if cluster is None:
-                _check_device(device if here is None or device == "cpu" else f"{device}:{here.local_rank}")
+                check_usable(device if here is None or device == "cpu" else f"{device}:{here.local_rank}")
             for tracker in options["track"] or ():
                 check_tracker(tracker)
             wanted = configs()
@@ -112,12 +117,16 @@ class Runs:
         moved = [config.transfer.data for config in wanted if config.transfer is not None]
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         jobs = options["jobs"] or (max(1, cpus // options["threads"]) if device == "cpu" else 1)
+        if options["together"] > 1 and not groups(wanted, options["together"], jobs=jobs):
+            alike = "two runs with data, model, batch size and precision in common, neither --sparse nor --compile"
+            click.echo(f"together: no job has {alike}; each run is trained alone", err=True)
         beside = jobs if here is None else here.local_ranks
         readers = max(1, cpus // beside) if cluster is None else max(1, int(cluster.resources.cpus))
         return cls(
             configs=wanted,
             out=options["out"],
             jobs=options["jobs"] if cluster is not None else jobs,
+            together=options["together"],
             threads=options["threads"],
             workers=options["workers"] or readers,
             device=device,
@@ -145,7 +154,7 @@ class Runs:
         totals = {config.folder_name: config.total_epochs for config in self.configs}
         how = How(
             device=self.device, threads=self.threads, data_dir=self.data_dir, data_dirs=self.data_dirs,
-            workers=self.workers,
+            workers=self.workers, together=self.together,
         )  # fmt: skip
         try:
             with (
@@ -182,6 +191,8 @@ def _check_ranks(options: Mapping[str, Any], here: Launched) -> None:
         raise click.UsageError("--on: torchrun's ranks are where to compute; leave one of the two out", context)
     if (options["jobs"] or 1) > 1:
         raise click.UsageError("--jobs: torchrun's ranks train one run after another; leave it out", context)
+    if options["together"] > 1:
+        raise click.UsageError("--together: torchrun's ranks train one run after another; leave it out", context)
     if device not in ("cpu", "cuda"):
         raise click.UsageError(f"--device {device}: with torchrun give cpu or cuda; it says which GPU", context)
     if device == "cuda" and (found := torch.cuda.device_count()) < here.local_ranks:
@@ -206,7 +217,8 @@ def _chosen(kind: type[T], options: Mapping[str, Any]) -> T:
     return kind(**{name: value for name, value in options.items() if name in names and value is not None})
 
 
-def _check_device(name: str) -> None:
+def check_usable(name: str) -> None:
+    """Raise LabError unless PyTorch can use the device of that name."""
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:

@@ -98,6 +98,10 @@ class SparseTraining(Training):
         asked = {"precision": self.precision != "fp32", "channels-last": self.channels_last, "compile": self.compile}
         if self.sparse and (bad := [option for option, given in asked.items() if given]):
             raise LabError(f"--{bad[0]}: is not for --sparse, whose layers have kernels of their own, in float32")
+        if self.sparse and self.together > 1:
+            raise LabError(
+                "--together: is not for --sparse, whose layers are computed one network at a time; leave it out"
+            )
         for name in ("densities", "equal_arithmetic", "small_dense", "sparse"):
             if getattr(self, name) and not sparse:
                 option = "--density" if name == "densities" else f"--{name.replace('_', '-')}"

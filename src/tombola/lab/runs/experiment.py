@@ -1,4 +1,4 @@
-"""One run from its config to its last number.
+"""One run from its config to its last number, or several at once.
 
 A run that was stopped, at whatever moment and however rudely, goes on from its last checkpoint and ends with the same
 tickets and the same numbers as one that was never stopped.
@@ -7,26 +7,49 @@ tickets and the same numbers as one that was never stopped.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Mapping
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 
 from tombola.lab.config import RunConfig
-from tombola.lab.data import Data, load
+from tombola.lab.data import Data, Dataset, Tokens, load
 from tombola.lab.errors import LabError
+from tombola.lab.inputs import Inputs
 from tombola.lab.runs.stages import plan
+from tombola.lab.runs.steps import Steps, finish
 from tombola.lab.runs.team import ALONE, Team
 from tombola.lab.runs.thin import check_device
+from tombola.lab.runs.together import Member, Together, Weigh
 from tombola.lab.runs.transplant import check
-from tombola.lab.runs.work import Event, Run
+from tombola.lab.runs.weighing import weigh
+from tombola.lab.runs.work import Event, Run, Stopped
 from tombola.lab.runs.workshop import Workshop
 
 OnEvent: TypeAlias = Callable[[str, Event], None]
 
 CHECKPOINT_SHARE = 0.02
+
+
+class Load(Protocol):
+    """Reads a data set, as :func:`tombola.lab.data.load` does."""
+
+    def __call__(
+        self,
+        name: str,
+        *,
+        data_dir: Path | None,
+        inputs: Inputs | None,
+        device: torch.device | str,
+        workers: int,
+        tell: Callable[[str], None],
+    ) -> Dataset:
+        """The data set."""
 
 
 def execute(
@@ -71,14 +94,96 @@ def execute(
         LabError: settings, data or files do not fit together; the folder is damaged or in use.
         Stopped: ``stop`` said so.
     """
+    with _surroundings(threads):
+        return finish(
+            executing(
+                config, out, place=place, device=device, data_dir=data_dir, data_dirs=data_dirs, workers=workers,
+                team=team, on_event=on_event, checkpoint_share=checkpoint_share, stop=stop, saved=saved,
+            )
+        )  # fmt: skip
+
+
+def execute_together(
+    configs: Sequence[RunConfig],
+    out: Path,
+    *,
+    ended: Callable[[str, Exception | None], None],
+    device: torch.device | str = "cpu",
+    threads: int | None = None,
+    data_dir: Path | None = None,
+    data_dirs: Mapping[str, Path] | None = None,
+    workers: int = 0,
+    on_event: OnEvent = lambda run, event: None,
+    checkpoint_share: float = CHECKPOINT_SHARE,
+    stop: Callable[[], bool] = lambda: False,
+    weigh: Weigh = weigh,
+) -> None:
+    """Run all of ``configs`` to their ends, their steps computed as one where that is faster.
+
+    Their numbers are those of the runs alone but for rounding. Arguments as for :func:`execute`, and
+
+    Args:
+        configs: that differ, but have the model and what belongs to its steps in common, to gain anything.
+        ended: told of each run that has ended, by the name of its folder: what went wrong, or None.
+        weigh: measures whether it is faster.
+
+    Raises:
+        Stopped: ``stop`` said so, and runs have saved where they stand.
+    """
+    shelf, stopped = _Shelf(), list[str]()
+
+    def over(name: str, error: Exception | None) -> None:
+        if isinstance(error, Stopped):
+            stopped.append(name)
+        else:
+            ended(name, error)
+
+    def member(config: RunConfig) -> Member:
+        def make(clock: Callable[[], float]) -> Steps[Path]:
+            return executing(
+                config, out, device=device, data_dir=data_dir, data_dirs=data_dirs, workers=workers,
+                on_event=on_event, checkpoint_share=checkpoint_share, stop=stop, read=shelf.load, clock=clock,
+            )  # fmt: skip
+
+        return Member(make, ended=partial(over, config.folder_name), device=torch.device(device))
+
+    first = configs[0].folder_name
+    together = Together(say=lambda text: on_event(first, {"event": "note", "text": text}), weigh=weigh)
+    with _surroundings(threads):
+        together.train([member(config) for config in configs])
+    if stopped:
+        raise Stopped
+
+
+def executing(
+    config: RunConfig,
+    out: Path,
+    *,
+    place: int | None = None,
+    device: torch.device | str = "cpu",
+    data_dir: Path | None = None,
+    data_dirs: Mapping[str, Path] | None = None,
+    workers: int = 0,
+    team: Team = ALONE,
+    on_event: OnEvent = lambda run, event: None,
+    checkpoint_share: float = CHECKPOINT_SHARE,
+    stop: Callable[[], bool] = lambda: False,
+    saved: Callable[[], None] = lambda: None,
+    read: Load = load,
+    clock: Callable[[], float] = time.monotonic,
+) -> Steps[Path]:
+    """As :func:`execute`, waiting at each step of training for its loss and gradients.
+
+    Between two of these it leaves nothing of the process changed but PyTorch's random generators.
+
+    Args:
+        read: gets data sets.
+        clock: seconds that count as the run's.
+    """
     if config.sparse:
         check_device(device)
     stage = None if place is None else plan(config)[place]
-    with (
-        team.folder(out, config, stage=stage, saved=saved) as folder,
-        _threads(threads),
-        _disk(folder.root),
-    ):
+    with team.folder(out, config, stage=stage, saved=saved) as folder, _disk(folder.root):
 
         def emit(event: Event) -> None:
             on_event(folder.name, event)
@@ -99,7 +204,7 @@ def execute(
 
             def prepared(config: RunConfig) -> Workshop:
                 place = (data_dirs or {}).get(config.data, data_dir)
-                return _prepared(config, data_dir=place, device=device, workers=workers, tell=tell)
+                return _prepared(config, data_dir=place, device=device, workers=workers, tell=tell, read=read)
 
             make, target = prepared(config), None
             if config.transfer is not None and (first or stage is None or stage.transferred):
@@ -109,16 +214,48 @@ def execute(
             for each, about in ((make, {}), (target, {"transferred": True})):
                 if first and each is not None and isinstance(each.data, Data) and each.data.original is not None:
                     folder.record({"kind": "data", "original": each.data.original, **about})
-            run = Run(folder, make, target, emit, checkpoint_share, stop, team)
-            if place is None:
-                run.go(state)
-            else:
-                run.go_to(place, state)
+            run = Run(folder, make, target, emit, checkpoint_share, stop, team, clock)
+            yield from run.go(state) if place is None else run.go_to(place, state)
             if stage is None or stage.apart:
                 folder.finish()
         if place is None:
             emit({"event": "done"})
         return folder.root
+
+
+class _Shelf:
+    """Data sets for several runs: one that is held in memory is read once."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[str, Path | None, Inputs | None], tuple[Dataset, list[str]]] = {}
+
+    def load(
+        self,
+        name: str,
+        *,
+        data_dir: Path | None,
+        inputs: Inputs | None,
+        device: torch.device | str,
+        workers: int,
+        tell: Callable[[str], None],
+    ) -> Dataset:
+        """As :func:`tombola.lab.data.load`."""
+        key = name, data_dir, inputs
+        if key in self._held:
+            data, told = self._held[key]
+            for text in told:
+                tell(text)
+            return data
+        told = []
+
+        def heard(text: str) -> None:
+            told.append(text)
+            tell(text)
+
+        data = load(name, data_dir=data_dir, inputs=inputs, device=device, workers=workers, tell=heard)
+        if isinstance(data, Data | Tokens):  # others have processes or loaders at work
+            self._held[key] = data, told
+        return data
 
 
 @contextmanager
@@ -136,14 +273,20 @@ def _disk(folder: Path) -> Iterator[None]:
 
 
 def _prepared(
-    config: RunConfig, *, data_dir: Path | None, device: torch.device | str, workers: int, tell: Callable[[str], None]
+    config: RunConfig,
+    *,
+    data_dir: Path | None,
+    device: torch.device | str,
+    workers: int,
+    tell: Callable[[str], None],
+    read: Load,
 ) -> Workshop:
     """What makes the networks of ``config``, with its data, once it is sure that they fit together.
 
     Raises:
         LabError: they do not, or the data are missing or damaged.
     """
-    data = load(config.data, data_dir=data_dir, inputs=config.inputs, device=device, workers=workers, tell=tell)
+    data = read(config.data, data_dir=data_dir, inputs=config.inputs, device=device, workers=workers, tell=tell)
     if config.examples is not None:
         if not isinstance(data, Data):
             raise LabError(f"examples: {config.data} is not held in memory as images, so leave it null")
@@ -154,11 +297,14 @@ def _prepared(
 
 
 @contextmanager
-def _threads(threads: int | None) -> Iterator[None]:
+def _surroundings(threads: int | None) -> Iterator[None]:
+    """What of the process is otherwise while runs are at work: PyTorch's threads, and what is warned of."""
     before = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="budget: ")  # a run says it once, when it begins
+            yield
     finally:
         torch.set_num_threads(before)

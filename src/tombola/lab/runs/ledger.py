@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tombola.lab.runs.stages import Stage
@@ -12,20 +12,23 @@ from tombola.methods.magnitude import IMP
 
 
 class Ledger:
-    """Keeps count for the run of ``make``. ``seconds`` (place of a stage -> seconds) survives a stop by being saved."""
+    """Keeps count for the run of ``make``, by its ``clock``.
 
-    def __init__(self, make: Workshop, stages: Sequence[Stage]) -> None:
-        self.make, self.stages = make, stages
+    ``seconds`` (place of a stage -> seconds) survives a stop by being saved.
+    """
+
+    def __init__(self, make: Workshop, stages: Sequence[Stage], clock: Callable[[], float] = time.monotonic) -> None:
+        self.make, self.stages, self._clock = make, stages, clock
         self.seconds: dict[str, float] = {}
-        self._since = time.monotonic()
+        self._since = self._clock()
 
     def begin(self) -> None:
         """Time counts from now on."""
-        self._since = time.monotonic()
+        self._since = self._clock()
 
     def count(self, place: int) -> None:
         """All time since it was counted last goes to the stage at this place."""
-        now = time.monotonic()
+        now = self._clock()
         self.seconds[str(place)] = self.seconds.get(str(place), 0.0) + now - self._since
         self._since = now
 

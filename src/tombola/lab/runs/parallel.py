@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -22,7 +23,7 @@ from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
 from tombola.lab.runs.allocator import for_children
 from tombola.lab.runs.experiment import OnEvent
-from tombola.lab.runs.tasks import How, Schedule, Task, attempt
+from tombola.lab.runs.tasks import How, Schedule, Task, attempt_together
 from tombola.lab.runs.work import Event, Stopped
 
 GRACE_SECONDS = 5.0  # after Ctrl-C, for the epochs at work to end and be saved
@@ -38,7 +39,8 @@ def run_many(
 ) -> list[Path]:
     """Execute all runs in ``jobs`` processes, the longest first; those that are finished already are only looked at.
 
-    With more than one process the stages of a search are shared out: see ``tombola.lab.runs.tasks``.
+    With more than one process the stages of a search are shared out, but for those of runs that one process trains at
+    once (``how.together``): see ``tombola.lab.runs.tasks``.
 
     Args:
         configs: the runs; one that is there twice is executed once.
@@ -58,7 +60,7 @@ def run_many(
     if jobs < 1 or how.threads < 1:
         raise LabError(f"jobs and threads must be 1 or more, not {jobs} and {how.threads}")
     configs = list(configs)
-    schedule = Schedule(out, split=jobs > 1, hold=False, on_event=on_event)
+    schedule = Schedule(out, split=jobs > 1, hold=False, on_event=on_event, together=how.together, jobs=jobs)
     crew = _Crew(schedule, how, on_event)
     try:
         schedule.add(configs)
@@ -85,13 +87,21 @@ def outcome(configs: Sequence[RunConfig], out: Path, errors: Mapping[str, str]) 
     return [out / name for name in names]
 
 
+@dataclass(frozen=True)
+class _Ended:
+    """How a task of this run ended: with an error, in a line, or well (None)."""
+
+    run: str
+    error: str | None
+
+
 class _Crew:
     """The workers, and what each is at."""
 
     def __init__(self, schedule: Schedule, how: How, on_event: OnEvent) -> None:
         self.schedule, self.how, self.on_event = schedule, how, on_event
         self.processes: dict[Connection, BaseProcess] = {}
-        self.at: dict[Connection, Task | None] = {}
+        self.at: dict[Connection, list[Task]] = {}  # none: idle
 
     def work(self, jobs: int) -> None:
         """Until nothing is left."""
@@ -99,7 +109,7 @@ class _Crew:
             while (idle := self._idle()) is not None or len(self.processes) < jobs:
                 if (task := self.schedule.next()) is None:
                     break
-                self._assign(idle or self._hire(), task)
+                self._assign(idle or self._hire(), [task, *self.schedule.beside(task)])
             if not any(self.at.values()):
                 break
             for connection in wait(list(self.processes)):
@@ -128,7 +138,7 @@ class _Crew:
         self.processes.clear()
 
     def _idle(self) -> Connection | None:
-        return next((connection for connection, task in self.at.items() if task is None), None)
+        return next((connection for connection, tasks in self.at.items() if not tasks), None)
 
     def _hire(self) -> Connection:
         context = multiprocessing.get_context("spawn")
@@ -140,56 +150,56 @@ class _Crew:
         self.processes[mine] = process
         return mine
 
-    def _assign(self, connection: Connection, task: Task) -> None:
-        self.at[connection] = task
+    def _assign(self, connection: Connection, tasks: list[Task]) -> None:
+        self.at[connection] = tasks
         with contextlib.suppress(OSError):  # a worker that is gone is buried when its pipe is read
-            connection.send((task.config.to_json(), task.place))
+            connection.send([(task.config.to_json(), task.place) for task in tasks])
 
-    def _hear(self, connection: Connection, said: tuple[str, Event] | str | None) -> None:
-        """An event of a run; or how the task ended: with an error, or well (None)."""
-        task = self.at[connection]
-        if isinstance(said, tuple):
+    def _hear(self, connection: Connection, said: tuple[str, Event] | _Ended) -> None:
+        """An event of a run, or how a task ended."""
+        if not isinstance(said, _Ended):
             self.on_event(*said)
             return
-        assert task is not None
-        self.at[connection] = None
-        if said is None:
+        tasks = self.at[connection]
+        task = tasks.pop([task.run for task in tasks].index(said.run))
+        if said.error is None:
             self.schedule.done(task)
         else:
-            self.schedule.failed(task, said)
+            self.schedule.failed(task, said.error)
 
     def _bury(self, connection: Connection) -> None:
-        process, task = self.processes.pop(connection), self.at.pop(connection)
+        process, tasks = self.processes.pop(connection), self.at.pop(connection)
         process.join()
         connection.close()
-        if task is not None:
+        for task in tasks:
             died = f"its worker process died (exit code {process.exitcode}); run the same again to go on"
             self.schedule.failed(task, died)
 
 
 def _worker(connection: Connection, out: Path, how: How) -> None:
-    """A worker process: do the tasks that come through the pipe until None or the end of it comes."""
+    """A worker process: do the tasks that come through the pipe, lists of those to be done at once, until None or the
+    end of it comes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent passes it on
-    tasks: queue.SimpleQueue[tuple[str, int | None] | None] = queue.SimpleQueue()
+    lists: queue.SimpleQueue[list[tuple[str, int | None]] | None] = queue.SimpleQueue()
     stopping = threading.Event()
 
     def listen() -> None:
         while True:
             try:
-                task = connection.recv()
+                tasks = connection.recv()
             except (EOFError, OSError):
                 os._exit(1)  # the parent is gone
-            if task is None:
+            if tasks is None:
                 stopping.set()
-            tasks.put(task)
+            lists.put(tasks)
 
     threading.Thread(target=listen, daemon=True).start()
-    while (said := tasks.get()) is not None:
-        text, place = said
-        task = Task(RunConfig.from_json(text), place)
+    while (said := lists.get()) is not None:
+        tasks = [Task(RunConfig.from_json(text), place) for text, place in said]
         try:
-            connection.send(
-                attempt(task, out, how, on_event=lambda *event: connection.send(event), stop=stopping.is_set)
-            )
+            attempt_together(
+                tasks, out, how, on_event=lambda *event: connection.send(event), stop=stopping.is_set,
+                ended=lambda task, error: connection.send(_Ended(task.run, error)),
+            )  # fmt: skip
         except Stopped:
             return

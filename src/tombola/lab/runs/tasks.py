@@ -1,7 +1,8 @@
 """Which pieces of which runs can be done now: what the processes of one machine and those of a cluster share.
 
 A run with a search is one task a stage: each round waits for the one before it, each retraining and control for the
-round that its ticket comes from. Another run is one task. Whoever shares the stages of a run out holds its folder, and
+round that its ticket comes from. Another run is one task. So is each of several runs that one process trains at once:
+their tasks go to it together. Whoever shares the stages of a run out holds its folder, and
 puts it together when all of them are done: the same bytes as of a run that did one stage after another.
 """
 
@@ -11,13 +12,14 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
-from tombola.lab.runs.experiment import CHECKPOINT_SHARE, OnEvent, execute
+from tombola.lab.runs.alike import groups
+from tombola.lab.runs.experiment import CHECKPOINT_SHARE, OnEvent, execute, execute_together
 from tombola.lab.runs.ledger import spent
 from tombola.lab.runs.stages import plan
 from tombola.lab.runs.store import RunFolder
@@ -39,7 +41,10 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class How:
-    """Where and how a process computes: the arguments of ``execute`` that do not say what."""
+    """Where and how a process computes: the arguments of ``execute`` that do not say what.
+
+    together: how many runs it trains at once, at most.
+    """
 
     device: str = "cpu"
     threads: int = 1
@@ -47,6 +52,7 @@ class How:
     data_dirs: Mapping[str, Path] = field(default_factory=dict)
     workers: int = 0
     checkpoint_share: float = CHECKPOINT_SHARE
+    together: int = 1
 
 
 def attempt(
@@ -64,9 +70,7 @@ def attempt(
     Raises:
         Stopped: ``stop`` said so.
     """
-    os.environ["NUMBA_NUM_THREADS"] = str(how.threads)  # read when numba is imported
-    if "numba" in sys.modules:
-        sys.modules["numba"].set_num_threads(how.threads)
+    _numba_threads(how.threads)
     try:
         execute(
             task.config, out, place=task.place, device=how.device, threads=how.threads, data_dir=how.data_dir,
@@ -80,6 +84,43 @@ def attempt(
     return None
 
 
+def attempt_together(
+    tasks: Sequence[Task],
+    out: Path,
+    how: How,
+    *,
+    on_event: OnEvent,
+    stop: Callable[[], bool],
+    ended: Callable[[Task, str | None], None],
+) -> None:
+    """Do one task, or whole runs at once, in this process; ``ended`` is told of each as soon as that is over: what went
+    wrong, in a line, or None.
+
+    Raises:
+        Stopped: ``stop`` said so.
+    """
+    if len(tasks) == 1:
+        ended(tasks[0], attempt(tasks[0], out, how, on_event=on_event, stop=stop))
+        return
+    by_name = {task.run: task for task in tasks}
+
+    def over(name: str, error: Exception | None) -> None:
+        ended(by_name[name], None if error is None else _one_line(error, out / name))
+
+    _numba_threads(how.threads)
+    execute_together(
+        [task.config for task in tasks], out, ended=over, device=how.device, threads=how.threads,
+        data_dir=how.data_dir, data_dirs=how.data_dirs, workers=how.workers, on_event=on_event,
+        checkpoint_share=how.checkpoint_share, stop=stop,
+    )  # fmt: skip
+
+
+def _numba_threads(threads: int) -> None:
+    os.environ["NUMBA_NUM_THREADS"] = str(threads)  # read when numba is imported
+    if "numba" in sys.modules:
+        sys.modules["numba"].set_num_threads(threads)
+
+
 _EXPECTED = (LabError, ValueError, FloatingPointError, OSError)
 
 
@@ -91,7 +132,7 @@ def _one_line(error: Exception, folder: Path) -> str:
     log = folder / "error.log"
     text = f"{type(error).__name__}: {text}"
     with contextlib.suppress(OSError):
-        log.write_text(traceback.format_exc(), encoding="utf-8")
+        log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
         text += f" (see {log})"
     return text
 
@@ -134,20 +175,31 @@ class Schedule:
         out: folder of run folders.
         split: whether the stages of a search are shared out.
         hold: whether the folders of other runs are held too, because whoever does the work cannot.
+        together: how many runs one process trains at once, at most.
+        jobs: how many processes there will be.
         on_event: told how it goes with what is done here: ``on_event(name of the run's folder, event)``.
 
     Attributes:
         errors: run -> what went wrong with it, in a line.
     """
 
-    def __init__(self, out: Path, *, split: bool, hold: bool, on_event: OnEvent) -> None:
+    def __init__(
+        self, out: Path, *, split: bool, hold: bool, on_event: OnEvent, together: int = 1, jobs: int = 1
+    ) -> None:
         self.out, self.split, self.hold, self.on_event = out, split, hold, on_event
         self.errors: dict[str, str] = {}
+        self._together, self._jobs = together, jobs
+        self._groups: dict[str, frozenset[str]] = {}  # run -> those that one process trains at once, itself among them
         self._runs: dict[str, _Run] = {}
         self._at: set[Task] = set()
 
     def add(self, configs: Iterable[RunConfig], *, patience: float = 10.0) -> None:
         """Take up the runs, from where they stand. One that another process works on is an error of that run."""
+        configs = list(configs)
+        if self._together > 1:
+            for group in groups(configs, self._together, jobs=self._jobs):
+                names = frozenset(config.folder_name for config in group)
+                self._groups.update(dict.fromkeys(names, names))
         for name, config in {config.folder_name: config for config in configs}.items():
             try:
                 run = self._open(config, patience)
@@ -168,6 +220,15 @@ class Schedule:
         self._runs[task.run].left.discard(task)
         self._at.add(task)
         return task
+
+    def beside(self, task: Task) -> list[Task]:
+        """The tasks that are to be done at once with this one; they count as being at work then, too."""
+        names = sorted(self._groups.get(task.run, frozenset()) - {task.run})
+        tasks = [other for name in names if name in self._runs for other in self._runs[name].ready()]
+        for other in tasks:
+            self._runs[other.run].left.discard(other)
+            self._at.add(other)
+        return tasks
 
     def done(self, task: Task) -> None:
         """The task is finished; so is its run, if it was the last."""
@@ -207,7 +268,7 @@ class Schedule:
         return folder
 
     def _open(self, config: RunConfig, patience: float) -> _Run | None:
-        split = self.split and config.searches
+        split = self.split and config.searches and config.folder_name not in self._groups
         if not (split or self.hold):
             return _Run(config, None, {Task(config, None)})
         folder = RunFolder(self.out, config, patience=patience)

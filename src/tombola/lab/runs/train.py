@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import TypeAlias
 
 import torch
@@ -15,6 +16,7 @@ from tombola.lab.data import WHOLE, Batch, Dataset, Part, Tokens
 from tombola.lab.errors import LabError
 from tombola.lab.runs.compiling import Objective
 from tombola.lab.runs.mode import Mode
+from tombola.lab.runs.steps import Step, Steps, finish
 from tombola.lab.seeds import derive
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -51,13 +53,28 @@ def cross_entropy(output: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> 
     return F.cross_entropy(output, labels, label_smoothing=smoothing)
 
 
-def objective_of(model: nn.Module, *, loss: Loss = cross_entropy, mode: Mode = _MODE) -> Objective:
+@cache
+def smoothed(smoothing: float) -> Loss:
+    """:func:`cross_entropy` with that ``smoothing``; the same object for the same."""
+    return partial(cross_entropy, smoothing=smoothing)
+
+
+@dataclass(frozen=True, eq=False)
+class ModelObjective:
     """(inputs, labels) to the loss of what ``model`` makes of the inputs in that mode."""
 
-    def objective(x: Tensor, y: Tensor) -> Tensor:
-        return loss(mode.outputs(model, x), y)
+    model: nn.Module
+    loss: Loss
+    mode: Mode
 
-    return objective
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """The loss."""
+        return self.loss(self.mode.outputs(self.model, x), y)
+
+
+def objective_of(model: nn.Module, *, loss: Loss = cross_entropy, mode: Mode = _MODE) -> ModelObjective:
+    """(inputs, labels) to the loss of what ``model`` makes of the inputs in that mode."""
+    return ModelObjective(model, loss, mode)
 
 
 def fit(
@@ -96,6 +113,33 @@ def fit(
     Raises:
         LabError: the training loss is not finite, or an epoch has no batch.
     """
+    finish(
+        training(
+            model, optimizer, batches, epochs=epochs, done=done, seed=seed, factor=factor, objective=objective,
+            clip=clip, average=average, after_epoch=after_epoch,
+        )
+    )  # fmt: skip
+
+
+def training(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Callable[[int], Iterable[Batch]],
+    *,
+    epochs: int,
+    done: int = 0,
+    seed: int = 0,
+    factor: Callable[[int], float] = lambda epoch: 1.0,
+    objective: Objective | None = None,
+    clip: float | None = None,
+    average: Callable[[Tensor], Tensor] = lambda losses: losses,
+    after_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    stacked: Callable[[int], None] = lambda members: None,
+) -> Steps[None]:
+    """As :func:`fit`, waiting at each step for its loss and gradients.
+
+    ``stacked`` is called in each step that was computed as one with others, with the number of models.
+    """
     objective = objective_of(model) if objective is None else objective
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])  # as PyTorch's schedulers do; travels with the optimiser's state
@@ -108,13 +152,14 @@ def fit(
             model.train()
             total, steps = torch.zeros((), device=next(model.parameters()).device), 0
             for x, y in batches(epoch):
-                value = objective(x, y)
-                value.backward()
+                value, members = yield Step(objective, x, y)
+                if members > 1:
+                    stacked(members)
                 if clip is not None:
                     nn.utils.clip_grad_norm_(model.parameters(), clip)
                 optimizer.step()
                 optimizer.zero_grad()
-                total += value.detach()
+                total += value
                 steps += 1
                 if steps % LOOK == 0:
                     _mean(average(total), steps, epoch)

@@ -23,10 +23,11 @@ from tombola.lab.runs.ledger import Ledger
 from tombola.lab.runs.lottery import begin_with
 from tombola.lab.runs.records import epoch_record, epoch_text, result_record
 from tombola.lab.runs.stages import Stage, plan
+from tombola.lab.runs.steps import Steps
 from tombola.lab.runs.store import RunFolder
 from tombola.lab.runs.team import Team
 from tombola.lab.runs.thin import thicken
-from tombola.lab.runs.train import Epoch, cross_entropy, fit, measure_parts, objective_of
+from tombola.lab.runs.train import Epoch, measure_parts, objective_of, smoothed, training
 from tombola.lab.runs.transplant import transplant
 from tombola.lab.runs.watch import Watch, histogram
 from tombola.lab.runs.workshop import Workshop
@@ -44,13 +45,26 @@ class Stopped(Exception):
     """The run was asked to stop; it has saved where it stands."""
 
 
+def _own_state(model: nn.Module) -> dict[str, Any]:
+    """The state of ``model``, no tensor a part of a larger one, as those of models that are trained as one are: that
+    would be saved as a whole."""
+    state = model.state_dict()
+    for name, entry in state.items():
+        if isinstance(entry, torch.Tensor) and entry.untyped_storage().nbytes() > entry.nbytes:
+            state[name] = entry.clone()
+    return state
+
+
 def _midway(saved: dict[str, Any] | None) -> dict[str, Any] | None:
     """What was saved, if that was in the middle of a stage; None if the next one is to begin."""
     return saved if saved is not None and saved["epoch"] > 0 else None
 
 
 class Run:
-    """A run at work. What must survive a stop is in ``_save``; everything else follows from the config."""
+    """A run at work. What must survive a stop is in ``_save``; everything else follows from the config.
+
+    What trains is a generator, which waits at each step for its loss and gradients: see ``steps``.
+    """
 
     def __init__(
         self,
@@ -61,48 +75,50 @@ class Run:
         checkpoint_share: float,
         stop: Callable[[], bool],
         team: Team,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config, self.folder, self.make, self.data, self.team = make.config, folder, make, make.data, team
         self.target = target  # where tickets are transferred to
-        self.emit, self.checkpoint_share, self.stop = emit, checkpoint_share, stop
+        self.emit, self.checkpoint_share, self.stop, self.clock = emit, checkpoint_share, stop, clock
         self.steps = make.steps
         self.stages = plan(make.config)
         self.position = 0  # of the stage at work
         self.last: dict[str, Any] = {}  # the newest epoch record of this stage
         self.searched: dict[str, dict[str, Any]] = {}  # round -> the last epoch record of its search
         self.watch: Watch | None = None  # over the masks of this stage
-        self.saved_at, self.save_seconds = time.monotonic(), 0.0  # when the last checkpoint was done, what it took
-        self.ledger = Ledger(make, self.stages)
+        self.saved_at, self.save_seconds = clock(), 0.0  # when the last checkpoint was done, what it took
+        self.ledger = Ledger(make, self.stages, clock)
         self.told: list[str] = []  # of what was compiled, and of data that were read on the way
         self._compiled: tuple[nn.Module, Objective] | None = None
+        self._members: set[int] = set()  # with how many runs, itself included, it was trained as one
 
-    def go(self, saved: dict[str, Any] | None) -> None:
+    def go(self, saved: dict[str, Any] | None) -> Steps[None]:
         """Do all stages, or those that are left."""
         saved = self._stand(saved)
         if self.position < len(self.stages) and self.stages[self.position].phase == "search":
-            self._search(saved)
+            yield from self._search(saved)
             saved = None
         while self.position < len(self.stages):
             stage = self.stages[self.position]
             if stage.phase == "train":
-                self._once(stage, _midway(saved))
+                yield from self._once(stage, _midway(saved))
             elif self.folder.has_part(stage):
-                self._take_part(stage)
+                yield from self._take_part(stage)
             else:
-                self._retrain(stage, _midway(saved))
+                yield from self._retrain(stage, _midway(saved))
             saved = None
             self.position += 1
 
-    def go_to(self, place: int, saved: dict[str, Any] | None) -> None:
+    def go_to(self, place: int, saved: dict[str, Any] | None) -> Steps[None]:
         """Do the stage at this place alone, the rounds before it having been done, in the folder that it has."""
         self.position = place
         saved = self._stand(saved)
         if self.stages[place].apart:
             if saved is None:
                 self.searched, self.told = self.folder.remembered()
-            self._retrain(self.stages[place], saved)
+            yield from self._retrain(self.stages[place], saved)
         elif self.position <= place:
-            self._search(saved, place + 1)
+            yield from self._search(saved, place + 1)
 
     def _stand(self, saved: dict[str, Any] | None) -> dict[str, Any] | None:
         """Stand where ``saved`` is."""
@@ -116,22 +132,23 @@ class Run:
 
     # ---- stages
 
-    def _take_part(self, stage: Stage) -> None:
+    def _take_part(self, stage: Stage) -> Steps[None]:
         """Take in what was trained in a folder of its own, having finished it if need be."""
         with RunFolder(self.folder.root.parent, self.config, stage=stage) as folder:
             if not folder.finished:
                 saved = folder.resume(warn=lambda text: None, device=self.make.device)
-                run = Run(folder, self.make, self.target, self.emit, self.checkpoint_share, self.stop, self.team)
-                run.go_to(self.position, saved)
+                beside = (self.checkpoint_share, self.stop, self.team, self.clock)
+                run = Run(folder, self.make, self.target, self.emit, *beside)
+                yield from run.go_to(self.position, saved)
                 folder.finish()
         self.ledger.seconds[str(self.position)], _ = self.folder.take(stage, self.told)
         self.folder.took(stage, self.ledger.seconds_of(stage, self.position), self.team.where(self.make.device))
 
-    def _once(self, stage: Stage, saved: dict[str, Any] | None) -> None:
+    def _once(self, stage: Stage, saved: dict[str, Any] | None) -> Steps[None]:
         config, model = self.config, self.make.model()
         masked = self.make.maskable(model)
         if isinstance(config.method, Dense):
-            self._train(stage, self.team.wrap(model), self.make.optimizer(model), None, saved, dict)
+            yield from self._train(stage, self.team.wrap(model), self.make.optimizer(model), None, saved, dict)
             sizes = {name: weight.numel() for name, weight in masked.items()}
             self._result(stage, sizes, sizes, arithmetic=self.make.arithmetic(model))
             return
@@ -139,17 +156,15 @@ class Run:
         with self._fitting(), self._python_warnings(silent=saved is not None):
             planned_counts(method, masked)
         del masked  # with sparse layers nothing dense is to stay
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="budget: ")  # said just now, or before the run was stopped
-            with self._fitting():
-                if config.sparse:
-                    self.make.thin(model)
-                wrapped, optimizer = self.team.wrap(model), self.make.optimizer(model)
-                run = attach(
-                    wrapped, optimizer, method, steps=steps, select=names, steps_per_epoch=self.steps,
-                    seed=self.make.mask_seed,
-                )  # fmt: skip
-            self._train(stage, wrapped, optimizer, run, saved, lambda: {"attachment": run.state_dict()})
+        with self._fitting():
+            if config.sparse:
+                self.make.thin(model)
+            wrapped, optimizer = self.team.wrap(model), self.make.optimizer(model)
+            run = attach(
+                wrapped, optimizer, method, steps=steps, select=names, steps_per_epoch=self.steps,
+                seed=self.make.mask_seed,
+            )  # fmt: skip
+        yield from self._train(stage, wrapped, optimizer, run, saved, lambda: {"attachment": run.state_dict()})
         masks = run.masks
         run.detach()
         if config.supermask:  # what is asked for is the hard mask, and training measured the soft one
@@ -182,7 +197,7 @@ class Run:
         except (TypeError, ValueError) as error:
             raise LabError(f"{self.config.method_name} on model {self.config.model!r}: {error}") from error
 
-    def _search(self, saved: dict[str, Any] | None, end: int | None = None) -> None:
+    def _search(self, saved: dict[str, Any] | None, end: int | None = None) -> Steps[None]:
         """The rounds that are left; or those before the place ``end``, where a checkpoint is made then."""
         config, model = self.config, self.make.model()
         wrapped = self.team.wrap(model)
@@ -206,7 +221,7 @@ class Run:
             with self._restoring(saved):
                 run = round_.attach(optimizer, steps=config.epochs * self.steps)
             trained = run.masks if config.free_retraining and round_.index > 1 else None
-            self._train(stage, wrapped, optimizer, run, saved, lambda: {"search": search.state_dict()})
+            yield from self._train(stage, wrapped, optimizer, run, saved, lambda: {"search": search.state_dict()})
             saved = None
             if trained is not None:
                 self._result(replace(stage, round=round_.index - 1), trained.counts(), trained.sizes())
@@ -219,7 +234,7 @@ class Run:
                 self._save_between({"search": search.state_dict()})
                 return
 
-    def _retrain(self, stage: Stage, saved: dict[str, Any] | None) -> None:
+    def _retrain(self, stage: Stage, saved: dict[str, Any] | None) -> Steps[None]:
         make = self._where(stage)
         model = make.model()
         masks = self._restore(stage, model)
@@ -230,7 +245,7 @@ class Run:
             steps_per_epoch=make.steps, seed=derive(self.config.seed, "masks", "again"),
         )  # fmt: skip
         run = begin_with(masks, model, begin) if moving else begin()
-        self._train(stage, wrapped, optimizer, run, saved, lambda: {"attachment": run.state_dict()})
+        yield from self._train(stage, wrapped, optimizer, run, saved, lambda: {"attachment": run.state_dict()})
         arithmetic = None
         if self.config.lottery != "no" and (once := self.make.arithmetic(model)) is not None:
             share = self.make.share(masks.counts())
@@ -275,7 +290,7 @@ class Run:
         run: Attachment | None,
         saved: dict[str, Any] | None,
         extra: Callable[[], dict[str, Any]],
-    ) -> None:
+    ) -> Steps[None]:
         """Train to the end of the stage, from its beginning or from where ``saved`` is; the last record is kept.
         ``wrapped`` is the model as the team has it."""
         make, done, team = self._where(stage), 0, self.team
@@ -302,14 +317,14 @@ class Run:
             done, text = stage.epochs_before + epoch.number, epoch_text(stage, epoch, self.last)
             place = {"stage": self.position, "epoch": epoch.number}
             self.emit({"event": "epoch", **place, "done": done, "text": text})
-            due = time.monotonic() - self.saved_at >= self.save_seconds / self.checkpoint_share
+            due = self.clock() - self.saved_at >= self.save_seconds / self.checkpoint_share
             stopping = self.stop()
             if team.leads and (due or stopping):
                 self._save(epoch.number, model, optimizer, extra())
             if stopping:
                 raise Stopped
 
-        fit(
+        yield from training(
             model,
             optimizer,
             lambda epoch: team.epoch(
@@ -326,12 +341,12 @@ class Run:
             clip=config.clip,
             average=team.average,
             after_epoch=after_epoch,
+            stacked=self._stacked,
         )
 
     def _objective(self, model: nn.Module, make: Workshop) -> Objective:
         """What the training of ``model`` makes smaller, as the config wants it computed."""
-        loss = partial(cross_entropy, smoothing=make.config.label_smoothing)
-        objective = objective_of(model, loss=loss, mode=make.mode)
+        objective = objective_of(model, loss=smoothed(make.config.label_smoothing), mode=make.mode)
         if not make.config.compile:
             return objective
         if not self.team.compiles(model):
@@ -346,10 +361,23 @@ class Run:
 
     def tell(self, text: str) -> None:
         """Record what a person should know of this run, once."""
-        if text not in self.told:
-            self.told.append(text)
-            self.folder.record({"kind": "warning", "text": text})
+        if self._note(text):
             self.emit({"event": "warning", "text": text})
+
+    def _note(self, text: str) -> bool:
+        """The same among the records alone; whether it is new."""
+        if text in self.told:
+            return False
+        self.told.append(text)
+        self.folder.record({"kind": "warning", "text": text})
+        return True
+
+    def _stacked(self, members: int) -> None:
+        """A step was computed as one for so many runs."""
+        if members not in self._members:
+            self._members.add(members)
+            others = f"{members - 1} other run{'s' if members > 2 else ''}"
+            self._note(f"trained as one with {others}: the same but for rounding")
 
     def _measure(self, stage: Stage, model: nn.Module, run: Attachment | None, epoch: Epoch) -> None:
         make, hard = self._where(stage), None
@@ -370,18 +398,18 @@ class Run:
         self.folder.record(self.last)
 
     def _save(self, epoch: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, Any]) -> None:
-        began = time.monotonic()
+        began = self.clock()
         self.folder.save(
             {
                 **self._standing(epoch),
                 "last": self.last,
-                "model": model.state_dict(),
+                "model": _own_state(model),
                 "optimizer": optimizer.state_dict(),
                 "extra": extra,
                 "watch": self.watch.state() if self.watch is not None else None,
             }
         )
-        self.saved_at = time.monotonic()
+        self.saved_at = self.clock()
         self.save_seconds = self.saved_at - began
 
     def _save_between(self, extra: dict[str, Any]) -> None:

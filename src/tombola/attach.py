@@ -6,6 +6,7 @@ state of a method (masks, scores, raw weights) lives in the :class:`Attachment`.
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from tombola.checks import check_arguments, check_gradients, check_membership, check_parameters, check_sharding
+from tombola.checks import check_arguments, check_membership, check_parameters, check_sharding
 from tombola.describe import describe
 from tombola.dynamic import DynamicState, moving_seed
+from tombola.gradients import LOOK, Gradients
 from tombola.hard import HardState
 from tombola.masks import Masks, check_same_layout, pack
 from tombola.methods.protocol import DynamicMethod, HardMethod, Moment, SoftMethod
@@ -152,6 +154,7 @@ class Attachment:
             else:
                 self._state = HardState(self.parameters, optimizer)
             begin = partial(self._state.hold, held)
+        self._gradients = Gradients(self.parameters, self._ranks)
         begin() if state is None else self.load_state_dict(state)
         self._ranks.reshard()
         self._hooks = [
@@ -305,9 +308,21 @@ class Attachment:
             if (model := self._model()) is not None:
                 check_membership(self.parameters, model)
             self._ranks.stand_alike(self.step, self._state)
-        check_gradients(self.parameters, self.step, last=self.step + 1 == self.steps, ranks=self._ranks)
+        self._gradients.check(self.step, look=self._must_look())
         if isinstance(self._state, (SoftState, DynamicState)):
             self._state.before_step(self._moment())
+
+    def _must_look(self) -> bool:
+        """Whether the gradients up to this step must be known to be finite, even if that means to wait for a device.
+
+        Now and then, at the last step, and where masks are about to move or to harden: nobody can rank NaN.
+        """
+        last = self.step + 1
+        if isinstance(self._state, SoftState):
+            turns = self._state.method.harden_step(self.steps) == last
+        else:
+            turns = isinstance(self._state, DynamicState) and self._state.turns
+        return turns or self.step % LOOK == 0 or last == self.steps
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._skipped:
@@ -375,6 +390,7 @@ class Attachment:
         self._unchecked = True
         try:
             self._load(state, step)
+            self._gradients.forget()
         finally:
             self._ranks.reshard()
 
@@ -409,6 +425,8 @@ class Attachment:
         All ranks of a sharded model must call it.
         """
         if not self._detached and isinstance(self._state, SoftState):
+            if wrong := self._gradients.overdue(self.step):
+                warnings.warn(f"detach: {wrong}", stacklevel=2)
             self._harden(self._state)
         self._let_go()
 

@@ -96,6 +96,7 @@ class Attachment:
         steps_per_epoch: int | None,
         seed: int,
         state: Mapping[str, Any] | None = None,  # go on from it
+        warns: bool = True,  # of layers that keep nothing
     ) -> None:
         optimizer = bare(optimizer)
         check_arguments(optimizer, method, steps, steps_per_epoch)
@@ -122,6 +123,7 @@ class Attachment:
         self._skipped = self._inside_hard = False
         self._unchecked = True  # since attaching or loading
         self._final_scores: dict[str, Tensor] = {}
+        self._warns, self._dead = warns, set[str]()  # the latter: of which it did
         self._detached = False
         self._state: HardState | SoftState
         if found.sparse:
@@ -162,6 +164,7 @@ class Attachment:
             optimizer.register_step_post_hook(self._after_step),
         ]
         _live.add(self)
+        self._warn_of_dead_layers()
 
     def __repr__(self) -> str:
         method, at = type(self.method).__name__, f"step {self.step} of {self.steps}"
@@ -243,8 +246,8 @@ class Attachment:
         """Whether the outcome can be trusted: density; undecided, the share of scores with |β·s| < 4; temperature
         (None for hard masks); dead_layers, the names of layers that keep nothing."""
         if isinstance(self._state, HardState):
-            dead = [name for name, (kept, _) in self._state.counts().items() if kept == 0]
-            return {"density": self.density, "undecided": 0.0, "temperature": None, "dead_layers": dead}
+            still = {"undecided": 0.0, "temperature": None, "dead_layers": self._state.dead()}
+            return {"density": self.density} | still
         masks = self._masks()
         found = {"density": masks.density, "dead_layers": masks.dead()}
         beta = self._state.method.temperature(self._moment())
@@ -331,6 +334,7 @@ class Attachment:
         if isinstance(self._state, DynamicState):
             if self._state.after_move_or_step(before):
                 self._ranks.stand_alike(self.step, self._state)
+                self._warn_of_dead_layers()
         elif isinstance(self._state, HardState):
             self._state.after_step()
         else:
@@ -348,6 +352,19 @@ class Attachment:
         self._state = HardState(self.parameters, self.optimizer)
         self._state.hold(masks)
         self._ranks.reshard()
+        self._warn_of_dead_layers()
+
+    def _warn_of_dead_layers(self) -> None:
+        """Once of each."""
+        dead = [] if isinstance(self._state, SoftState) else self._state.dead()
+        new = [name for name in dead if name not in self._dead]
+        self._dead.update(new)
+        if new and self._warns:
+            warnings.warn(
+                f"no weight is left in {', '.join(new)} at step {self.step} of {type(self.method).__name__}, so "
+                "nothing passes through; keep more weights, or use a budget that leaves some in each layer",
+                stacklevel=4,
+            )
 
     # ---- saving and leaving
 
@@ -391,6 +408,8 @@ class Attachment:
         try:
             self._load(state, step)
             self._gradients.forget()
+            if isinstance(self._state, HardState):
+                self._dead.update(self._state.dead())  # it was said before the state was saved
         finally:
             self._ranks.reshard()
 

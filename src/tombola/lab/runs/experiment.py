@@ -7,6 +7,7 @@ tickets and the same numbers as one that was never stopped.
 from __future__ import annotations
 
 import errno
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,7 +73,7 @@ def execute(
     if config.sparse:
         check_device(device)
     stage = None if place is None else plan(config)[place]
-    with RunFolder(out, config, stage=stage, saved=saved) as folder, _threads(threads), _disk(folder.root):
+    with RunFolder(out, config, stage=stage, saved=saved) as folder, _threads(threads), _disk(folder.root), _quiet():
 
         def emit(event: Event) -> None:
             on_event(folder.name, event)
@@ -113,6 +114,14 @@ def execute(
         if place is None:
             emit({"event": "done"})
         return folder.root
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside it, no attachment warns of layers that keep nothing: records say so of every epoch and result."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="no weight is left in ")
+        yield
 
 
 @contextmanager

@@ -43,7 +43,8 @@ class Result:
     Accuracies are fractions in [0, 1]; `test_loss` is in nats, per token for texts, of which `token` says what one is;
     `arithmetic` is that of training and search, in epochs of the dense net. `multiply_adds` for one example and `bytes`
     are those of the network, `seconds` the wall time of training and search; None: an older run does not tell.
-    `valid_loss` is that on the validation part of a text. `data` are what the network was trained and tested on, and
+    `valid_loss` is that on the validation part of a text. `soft_…` and `hard_…` are those of the soft net at the end of
+    its round, and of its ticket before retraining. `data` are what the network was trained and tested on, and
     `found_on` those that a transferred ticket was found on; empty: those of the run, and no transfer.
     """
 
@@ -70,6 +71,8 @@ class Result:
     bytes: int | None = None
     seconds: float | None = None
     valid_loss: float | None = None
+    soft_loss: float | None = None
+    hard_loss: float | None = None
     data: str = ""
     found_on: str = ""
 
@@ -276,6 +279,8 @@ def _result(record: Mapping[str, Any], place: str) -> Result:
         multiply_adds=_optional(record, "multiply_adds", place),
         bytes=_optional(record, "bytes", place),
         valid_loss=_finite(_optional(record, "valid_loss", place)),
+        soft_loss=_finite(_optional(record, "soft_loss", place)),
+        hard_loss=_finite(_optional(record, "hard_loss", place)),
         data=str(record.get("data", "")),
         found_on=str(record.get("found_on", "")),
     )

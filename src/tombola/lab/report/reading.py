@@ -18,6 +18,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from tombola.lab.errors import LabError
+from tombola.lab.later import without_later
 from tombola.lab.report.epochs import Epoch, read_epoch
 from tombola.lab.report.experiments import scale_of
 from tombola.lab.report.fields import field as _field
@@ -135,7 +136,7 @@ def read_run(folder: Path) -> Run:
     Raises:
         LabError: a config or a record that is damaged: the message names file, line and mend.
     """
-    config = _object(folder / CONFIG)
+    config = without_later(_object(folder / CONFIG))  # as older runs have it, so that they group with newer ones
     finished = _finished(folder)
     results: list[Result] = []
     warnings: list[str] = []

@@ -236,6 +236,16 @@ class Attachment:
         self._state.write(self._moment())
         self._ranks.reshard()
 
+    @property
+    def score_optimizer(self) -> Optimizer | None:
+        """The optimiser of the scores; None under hard masks.
+
+        The sibling of the user's takes its settings from there before each step. One of the method's own
+        (``score_optimizer=…``) is scheduled like any optimiser, ``StepLR(run.score_optimizer, …)``; its state is in
+        :meth:`state_dict`.
+        """
+        return self._state.score_optimizer if isinstance(self._state, SoftState) else None
+
     def penalty(self) -> float:
         """The method's penalty at this moment, for logging; its gradient is already taken care of. 0 if it has none."""
         if isinstance(self._state, SoftState):

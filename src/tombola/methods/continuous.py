@@ -53,8 +53,9 @@ class ContinuousSparsification:
         harden_at: make the mask hard after this share of the steps and fine-tune the survivors (pruning).
         train_weights: False freezes the masked weights: the supermask task.
         score_optimizer: makes the optimiser of the scores from parameter groups, for instance
-            ``functools.partial(torch.optim.SGD, lr=0.1)``. None: the class of the user's, with its settings and
-            learning rate (followed step by step) but no weight decay.
+            ``functools.partial(torch.optim.SGD, lr=0.1)``. Schedules of the user's do not reach it; it takes its own,
+            as ``attachment.score_optimizer``. None: the class of the user's, with its settings and learning rate
+            (followed step by step) but no weight decay.
 
     Raises:
         ValueError: a value outside its range.

@@ -361,7 +361,7 @@ class Attachment:
                 sharded like the parameters, as those of ``model.state_dict()``, for ``torch.distributed.checkpoint``.
         """
         state: dict[str, Any] = {"method": describe(self.method), "step": self.step, "steps": self.steps}
-        return state | saved(self._state, self.scores, full=full)
+        return state | saved(self._state, self._final_scores, full=full)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`. Load the model's and the optimiser's state too, before or after; that of a

@@ -25,11 +25,11 @@ def saved(state: HardState | SoftState, scores: Mapping[str, Tensor], *, full: b
     if isinstance(state, SparseState):
         return state.state_dict()
     shapes = {name: list(parameter.shape) for name, parameter in state.parameters.items()}
-    masks = dict(state.masks)
+    masks, scores = dict(state.masks), {name: score.detach().clone() for name, score in scores.items()}
     if full:
         masks, scores = ({name: whole(entry) for name, entry in part.items()} for part in (masks, scores))
     masks = {name: mask if is_sharded(mask) else pack(mask) for name, mask in masks.items()}
-    hard = {"hard": {"masks": masks, "shapes": shapes, "scores": dict(scores)}}
+    hard = {"hard": {"masks": masks, "shapes": shapes, "scores": scores}}
     return hard | ({"dynamic": state.state_dict(full=full)} if isinstance(state, DynamicState) else {})
 
 

@@ -33,6 +33,7 @@ from tombola import (
 from tombola.methods.protocol import HardMethod, SoftMethod
 
 Start = Callable[[nn.Module, Optimizer, Net, int], Attachment]
+Kept = Callable[[Mapping[str, int], int, int], int | None]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Entry:
     Attributes:
         attach: (model, optimizer, net, steps) -> attachment.
         hard: its masks are bits from the first step on.
-        kept: sizes of the masked layers -> weights kept at the end; None: the method has no budget.
+        kept: (sizes of the masked layers, steps done, steps) -> weights kept then; None: it has no budget, or not yet.
         hardens: the step of ``steps`` after which the mask is hard; None: never by itself.
         trains_weights: False: masked weights stay as they are.
         steers: it moves scores whatever the learning rate.
@@ -51,7 +52,7 @@ class Entry:
 
     attach: Start
     hard: bool = False
-    kept: Callable[[Mapping[str, int]], int] | None = None
+    kept: Kept = lambda sizes, done, steps: None
     hardens: Callable[[int], int] | None = None
     trains_weights: bool = True
     steers: bool = False
@@ -87,35 +88,63 @@ def second_round(model: nn.Module, optimizer: Optimizer, net: Net, steps: int) -
     return next(rounds).attach(optimizer, steps=steps)
 
 
-def kept_by(method: Static | SNIP | RigL | SET | SNFS | GradualMagnitude) -> Callable[[Mapping[str, int]], int]:
-    return lambda sizes: round(method.density * sum(sizes.values()))
+def share(density: float) -> Kept:
+    return lambda sizes, done, steps: round(density * sum(sizes.values()))
+
+
+def in_the_end(density: float) -> Kept:
+    return lambda sizes, done, steps: share(density)(sizes, done, steps) if done == steps else None
+
+
+def at_once(density: float) -> Kept:
+    """From the first step on."""
+    return lambda sizes, done, steps: share(density if done else 1.0)(sizes, done, steps)
+
+
+def cubically(start: float, end: float, done: float) -> float:
+    """The density when so large a share of the pruning is done."""
+    return end + (start - end) * (1 - min(max(done, 0.0), 1.0)) ** 3
+
+
+def by_gmp(sizes: Mapping[str, int], done: int, steps: int) -> int:
+    """GRADUAL prunes after each update, from the first tenth of them to 0.6."""
+    begin, end = max(1, round(0.1 * steps)), round(0.6 * steps)
+    return round(cubically(1.0, 0.3, (done - begin) / (end - begin)) * sum(sizes.values()))
+
+
+def by_granet(sizes: Mapping[str, int], done: int, steps: int) -> int:
+    """GRANET prunes after the first update and every other from then on, and when half of them are done."""
+    end = round(0.5 * steps)
+    last = max((update for update in range(1, done + 1) if update % 2 == 1 or update == end), default=0)
+    return round(cubically(0.5, 0.3, last / end) * sum(sizes.values()))
 
 
 def dynamic(method: RigL | SET | SNFS) -> Entry:
-    return Entry(attached(method), hard=True, kept=kept_by(method), moves=True)
+    return Entry(attached(method), hard=True, kept=share(method.density), moves=True)
 
 
 CS = ContinuousSparsification
-ONCE, GRADUAL = SNIP(density=0.3), GradualMagnitude(density=0.3, every=1, begin=0.1, until=0.6)
+GRADUAL = GradualMagnitude(density=0.3, every=1, begin=0.1, until=0.6)
+GRANET = GraNet(density=0.3, every=2, prune_until=0.5, drop_fraction=0.5)
 METHODS = {
-    "fixed": Entry(fixed, hard=True, kept=lambda sizes: sum(size // 2 for size in sizes.values())),
-    "imp": Entry(second_round, hard=True, kept=lambda sizes: round(0.4 * sum(sizes.values()))),
+    "fixed": Entry(fixed, hard=True, kept=lambda sizes, done, steps: sum(size // 2 for size in sizes.values())),
+    "imp": Entry(second_round, hard=True, kept=share(0.4)),
     "cs": Entry(attached(CS())),
     "cs scaled": Entry(attached(CS(scale="initial", final_temperature=50.0))),
     "cs mean": Entry(attached(CS(penalty_on="mean", penalty=0.1))),
-    "cs density": Entry(attached(CS(density=0.3)), kept=lambda sizes: round(0.3 * sum(sizes.values())), steers=True),
+    "cs density": Entry(attached(CS(density=0.3)), kept=in_the_end(0.3), steers=True),
     "cs hardened": Entry(attached(CS(harden_at=0.5)), hardens=lambda steps: steps // 2),
     "cs supermask": Entry(attached(CS(train_weights=False)), trains_weights=False),
     "ss": Entry(attached(StochasticSparsification(initial_score=0.0))),
     "ss supermask": Entry(attached(StochasticSparsification(train_weights=False)), trains_weights=False),
-    "static": Entry(attached(Static(density=0.3)), hard=True, kept=kept_by(Static(density=0.3))),
+    "static": Entry(attached(Static(density=0.3)), hard=True, kept=share(0.3)),
     "rigl": dynamic(RigL(density=0.3, every=1, drop_fraction=0.5)),
     "rigl mean": dynamic(RigL(density=0.3, every=2, average=2, budget=uniform, move_at_start=False, until=1.0)),
     "set": dynamic(SET(density=0.3, every=2)),
     "snfs": dynamic(SNFS(density=0.3, every=2, anneal="linear")),
-    "granet": dynamic(GraNet(density=0.3, every=2, prune_until=0.5, drop_fraction=0.5)),
-    "snip": Entry(attached(ONCE), hard=True, kept=kept_by(ONCE), moves=True),
-    "gradual": Entry(attached(GRADUAL), hard=True, kept=kept_by(GRADUAL), moves=True),
+    "granet": Entry(attached(GRANET), hard=True, kept=by_granet, moves=True),
+    "snip": Entry(attached(SNIP(density=0.3)), hard=True, kept=at_once(0.3), moves=True),
+    "gradual": Entry(attached(GRADUAL), hard=True, kept=by_gmp, moves=True),
 }
 
 
@@ -153,3 +182,39 @@ def world(
 def hard_now(entry: Entry, run: Attachment) -> bool:
     """Whether the mask is bits by now."""
     return entry.hard or (entry.hardens is not None and run.step >= entry.hardens(run.steps))
+
+
+class Account:
+    """Sees to it, from now on and after each step, that counts are exact and that what has grown begins with nothing.
+
+    Attributes:
+        grown: connections that have.
+    """
+
+    def __init__(self, entry: Entry, it: World) -> None:
+        self.entry = entry
+        self.optimizer = it.optimizer
+        self.masks = it.run.masks
+        self.grown = 0
+        self._check_counts(it.run)
+        it.run.on_step(self)
+
+    def __call__(self, run: Attachment) -> None:
+        before, self.masks = self.masks, run.masks
+        self._check_counts(run, before)
+        for name, mask in self.masks.items() if self.entry.moves else ():
+            parameter, grown = run.parameters[name], mask & ~before[name]
+            state = [entry for entry in self.optimizer.state[parameter].values() if entry.shape == mask.shape]
+            assert not any(entry[grown].any() for entry in (parameter.detach(), *state))
+            self.grown += int(grown.sum())
+
+    def _check_counts(self, run: Attachment, before: Masks | None = None) -> None:
+        sizes = {name: parameter.numel() for name, parameter in run.parameters.items()}
+        kept = self.entry.kept(sizes, run.step, run.steps)
+        if kept is None:
+            return
+        assert self.masks.sizes() == sizes
+        assert self.masks.kept == kept
+        assert run.density == kept / sum(sizes.values())
+        if self.entry.hard and before is not None and before.kept == kept:  # then each layer keeps what it had
+            assert self.masks.counts() == before.counts()

@@ -19,7 +19,20 @@ from torch.optim import LBFGS, SGD, Adam, Optimizer
 from zoo import NETS
 
 import tombola
-from tombola import IMP, Attachment, Fixed, Masks, RigL, StochasticSparsification, Ticket, TicketSearch
+from tombola import (
+    IMP,
+    SNIP,
+    Attachment,
+    Fixed,
+    GradualMagnitude,
+    GraNet,
+    Masks,
+    RigL,
+    StochasticSparsification,
+    Ticket,
+    TicketSearch,
+    global_,
+)
 from tombola import ContinuousSparsification as CS
 
 NET = NETS["mlp"]
@@ -45,6 +58,9 @@ class Bench:
 
     def fixed(self, **settings: Any) -> Attachment:
         return self.attach(Fixed(half(self.model)), **settings)
+
+    def fixed_by(self, masks: Masks, **settings: Any) -> Attachment:
+        return self.attach(Fixed(masks), **settings)
 
     def backward(self, scale: float = 1.0) -> None:
         self.optimizer.zero_grad()
@@ -430,6 +446,7 @@ CASES = ARGUMENTS | MOMENTS
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.filterwarnings("ignore:no weight is left in ")  # of what is detached before it has trained
 def test_the_message_names_the_mistake_and_nothing_has_changed(name: str) -> None:
     arrange, error, words = CASES[name]
     bench = Bench()
@@ -605,25 +622,87 @@ def test_mistakes_in_a_search(name: str) -> None:
     assert hooks_of(bench.model, bench.optimizer) == hooks
 
 
-@pytest.mark.parametrize("method", [CS(initial_score=-3.0), IMP(keep={"4.weight": 0.01})], ids=["cs", "imp"])
-def test_a_layer_that_emptied_is_named(method: Any) -> None:
-    bench = Bench()
-    search = TicketSearch(bench.model, method, rounds=1)
-    for round_ in search:
-        round_.attach(SGD(bench.model.parameters(), lr=0.01), steps=1)
-        bench.backward()
-        round_.run.optimizer.step()
-        with pytest.warns(UserWarning, match=r"no weight is left in (0\.weight, 2\.weight, )?4\.weight"):
-            round_.ticket()
+# ---- what is no mistake, but should be known
 
 
-def test_an_undecided_mask_is_named() -> None:
+def faint_output(bench: Bench, method: Any) -> Act:
+    """The last layer has the smallest weights, and the least effect on the loss, of all by far."""
+    with torch.no_grad():
+        bench.model[4].weight *= 1e-6  # type: ignore[operator]
+    bench.attach(method, steps=6, done=0)
+    return partial(train, bench.model, bench.optimizer, NET, range(6))
+
+
+def empty_output(bench: Bench) -> Act:
+    masks = {name: mask & (name != "4.weight") for name, mask in half(bench.model).items()}
+    return partial(bench.fixed_by, Masks(masks), done=0)
+
+
+def ends_round(bench: Bench, method: Any, **settings: Any) -> Act:
+    return first_round(bench, method=method, done=1, steps=1, **settings).ticket  # type: ignore[no-any-return]
+
+
+NOTHING_LEFT = ["no weight is left in 4.weight"]
+NOTHING_AT_ALL = ["no weight is left in 0.weight, 2.weight, 4.weight"]
+WARNINGS: dict[str, tuple[Arrange, list[str]]] = {
+    "a round leaves nothing": (lambda b: ends_round(b, CS(initial_score=-3.0)), ["round 1:", *NOTHING_AT_ALL]),
+    "a round of IMP empties a layer": (
+        lambda b: ends_round(b, IMP(keep={"4.weight": 0.01})),
+        ["round 1:", *NOTHING_LEFT],
+    ),
+    "undecided scores": (
+        lambda b: ends_round(b, CS(initial_score=0.001)),
+        ["round 1: 100.0% of the scores are undecided", "final_temperature"],
+    ),
+    "masks that keep nothing of a layer": (empty_output, [*NOTHING_LEFT, "at step 0 of Fixed", "keep more weights"]),
+    "detached before any score is positive": (
+        lambda b: b.attach(CS(initial_score=-3.0)).detach,
+        [*NOTHING_AT_ALL, "at step 1 of ContinuousSparsification"],
+    ),
+    "hardened before any score is positive": (
+        lambda b: faint_output(b, CS(initial_score=-3.0, harden_at=0.5)),
+        [*NOTHING_AT_ALL, "at step 3 of"],
+    ),
+    "pruned over all layers": (
+        lambda b: faint_output(b, GradualMagnitude(density=0.3, every=1, begin=0.1, until=0.5)),
+        [*NOTHING_LEFT, "of GradualMagnitude", "a budget that leaves some in each layer"],
+    ),
+    "pruned over all layers, then moved": (
+        lambda b: faint_output(b, GraNet(density=0.2, every=1)),
+        [*NOTHING_LEFT, "of GraNet"],
+    ),
+    "pruned at once over all layers": (
+        lambda b: faint_output(b, SNIP(density=0.01, budget=global_)),  # two weights for three layers
+        ["no weight is left in", "at step 1 of SNIP"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WARNINGS)
+def test_the_warning_names_what_it_is_about_and_comes_once(name: str) -> None:
+    arrange, words = WARNINGS[name]
     bench = Bench()
-    for round_ in TicketSearch(bench.model, CS(initial_score=0.001), rounds=1):
-        round_.attach(bench.optimizer, steps=1)
-        train(bench.model, bench.optimizer, NET, range(1))
-        with pytest.warns(UserWarning, match=r"round 1: 100\.0% of the scores are undecided .* final_temperature"):
-            round_.ticket()
+    act = arrange(bench)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        act()
+        assert bench.run is not None
+        bench.run.detach()
+    (said,) = [str(warning.message) for warning in caught]
+    assert [word for word in words if word not in said] == [], said
+
+
+def test_who_goes_on_is_not_warned_again() -> None:
+    method = GradualMagnitude(density=0.3, every=1, begin=0.1, until=0.9)
+    bench, again = Bench(), Bench()
+    faint_output(bench, method)
+    with pytest.warns(UserWarning, match=NOTHING_LEFT[0]):
+        train(bench.model, bench.optimizer, NET, range(4))
+    run = again.attach(method, steps=6, done=0)
+    for name, owner in vars(again).items():
+        owner.load_state_dict(copied(getattr(bench, name).state_dict()))
+    train(again.model, again.optimizer, NET, range(4, 6))  # the masks move on, and warnings are errors here
+    assert run.diagnostics()["dead_layers"] == ["4.weight"]
 
 
 # ---- tickets

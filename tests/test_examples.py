@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import runpy
+import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+
+from tombola.lab.cli.main import run
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 slow = pytest.mark.slow
@@ -58,3 +63,19 @@ def test_it_runs(
 @pytest.mark.parametrize("name", NEEDS)
 def test_it_is_short(name: str) -> None:
     assert len((EXAMPLES / f"{name}.py").read_text(encoding="utf-8").splitlines()) < 40
+
+
+def test_data_and_a_network_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (EXAMPLES / "own_data.py").read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 40
+    (command,) = re.findall(r"^tombola (.*)$", text, re.MULTILINE)
+    monkeypatch.chdir(EXAMPLES)
+    try:
+        assert run([*shlex.split(command), "--out", str(tmp_path), "--quiet"]) == 0
+    finally:
+        sys.modules.pop("own_data", None)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    (accuracy,) = [float(row[3]) for row in rows if row[:3] == ["2", "64", "%"]]  # of the second round
+    assert 80 < accuracy <= 100

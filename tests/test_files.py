@@ -45,6 +45,21 @@ def test_a_missing_folder(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+def test_where_folders_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows, or with a folder that may be written to and not read."""
+    opened = os.open
+
+    def refusing(path: str | os.PathLike[str], *args: int, **kwargs: int) -> int:
+        if Path(path).is_dir():
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refusing)
+    write_atomically(tmp_path / "file", b"1")
+    assert (tmp_path / "file").read_bytes() == b"1"
+    assert names(tmp_path) == ["file"]
+
+
 def test_what_cannot_be_written_leaves_the_old_content(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_atomically(path, b"old")

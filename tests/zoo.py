@@ -11,23 +11,27 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Net:
-    """How to build a network, the shape of one input, and the names of the parameters that get a mask by default."""
+    """How to build a network, the shape of one input, and the names of the parameters that get a mask by default.
+
+    Networks and batches are made on the CPU, with the same numbers for every ``device`` that they then go to.
+    """
 
     build: Callable[[], nn.Module]
     shape: tuple[int, ...]
     masked: tuple[str, ...]
     tokens: int | None = field(default=None, kw_only=True)  # inputs are integers below it
+    device: str = field(default="cpu", kw_only=True)
 
     def model(self, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
-        return self.build()
+        return self.build().to(self.device)
 
     def batch(self, step: int, size: int = 8) -> Tensor:
         """The inputs of a training step; the same ones on each call."""
         generator = torch.Generator().manual_seed(1000 + step)
         if self.tokens is not None:
-            return torch.randint(self.tokens, (size, *self.shape), generator=generator)
-        return torch.randn(size, *self.shape, generator=generator)
+            return torch.randint(self.tokens, (size, *self.shape), generator=generator).to(self.device)
+        return torch.randn(size, *self.shape, generator=generator).to(self.device)
 
 
 class Recurrent(nn.Module):

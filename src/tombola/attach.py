@@ -6,10 +6,11 @@ state of a method (masks, scores, raw weights) lives in the :class:`Attachment`.
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,18 +18,20 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from tombola.checks import check_arguments, check_gradients, check_membership, check_parameters, check_sharding
+from tombola.beginning import begin
+from tombola.checks import check_arguments, check_membership, check_sharding
 from tombola.describe import describe
-from tombola.dynamic import DynamicState, moving_seed
+from tombola.dynamic import DynamicState
+from tombola.gradients import LOOK, Gradients
 from tombola.hard import HardState
-from tombola.masks import Masks, check_same_layout, pack
-from tombola.methods.protocol import DynamicMethod, HardMethod, Moment, SoftMethod
+from tombola.masks import Masks, check_same_layout
+from tombola.methods.protocol import HardMethod, Moment, SoftMethod
 from tombola.ranks import Ranks, bare
-from tombola.rewire import SparseState, begin_sparse
+from tombola.saving import restored, saved
 from tombola.selection import Select, maskable, unwrapped
 from tombola.sharded import is_sharded, local, placed, total, whole
 from tombola.soft import SoftState
-from tombola.states import check_attachment, checked_outcome
+from tombola.states import check_attachment
 
 UNDECIDED = 4.0  # |β·s| below it: the soft mask is still between 0.018 and 0.982
 
@@ -94,6 +97,7 @@ class Attachment:
         steps_per_epoch: int | None,
         seed: int,
         state: Mapping[str, Any] | None = None,  # go on from it
+        warns: bool = True,  # of layers that keep nothing
     ) -> None:
         optimizer = bare(optimizer)
         check_arguments(optimizer, method, steps, steps_per_epoch)
@@ -120,45 +124,19 @@ class Attachment:
         self._skipped = self._inside_hard = False
         self._unchecked = True  # since attaching or loading
         self._final_scores: dict[str, Tensor] = {}
+        self._warns, self._dead = warns, set[str]()  # the latter: of which it did
         self._detached = False
-        self._state: HardState | SoftState
-        if found.sparse:
-            generator = torch.Generator().manual_seed(seed)
-            begun, masks = begin_sparse(found, optimizer, method, generator, self._ranks)
-            self.parameters = begun.found
-            check_parameters(self.parameters, optimizer, _live, sparse=begun.layers)
-            self._ranks.hold_alike(self.parameters, masks)
-            if begun.moves:
-                generator.manual_seed(moving_seed(seed))
-            begun.prepare(self._moment())
-            self._state, begin = begun, partial(begun.hold, masks)
-        elif isinstance(method, SoftMethod):
-            check_parameters(self.parameters, optimizer, _live)
-            method.temperature(self._moment())  # so that what is missing for it comes to light before anything changes
-            generator = torch.Generator(next(iter(self.parameters.values())).device).manual_seed(seed)
-            self._ranks.hold_alike(self.parameters, {})
-            self._state = SoftState(self.parameters, optimizer, method, generator)
-            begin = partial(self._state.write, self._moment())
-        else:
-            generator = torch.Generator().manual_seed(seed)
-            held = method.start(self.parameters, generator=generator)
-            self.parameters = {name: self.parameters[name] for name in held}
-            check_parameters(self.parameters, optimizer, _live)
-            self._ranks.hold_alike(self.parameters, held)
-            if isinstance(method, DynamicMethod):
-                generator.manual_seed(moving_seed(seed))
-                self._state = DynamicState(self.parameters, optimizer, method, generator)
-                self._state.prepare(self._moment())
-            else:
-                self._state = HardState(self.parameters, optimizer)
-            begin = partial(self._state.hold, held)
-        begin() if state is None else self.load_state_dict(state)
+        begun = begin(found, optimizer, method, self._moment(), seed=seed, ranks=self._ranks, live=_live)
+        self.parameters, self._state = begun.parameters, begun.state
+        self._gradients = Gradients(self.parameters, self._ranks)
+        begun.write() if state is None else self.load_state_dict(state)
         self._ranks.reshard()
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
         _live.add(self)
+        self._warn_of_dead_layers()
 
     def __repr__(self) -> str:
         method, at = type(self.method).__name__, f"step {self.step} of {self.steps}"
@@ -230,6 +208,16 @@ class Attachment:
         self._state.write(self._moment())
         self._ranks.reshard()
 
+    @property
+    def score_optimizer(self) -> Optimizer | None:
+        """The optimiser of the scores; None under hard masks.
+
+        The sibling of the user's takes its settings from there before each step. One of the method's own
+        (``score_optimizer=…``) is scheduled like any optimiser, ``StepLR(run.score_optimizer, …)``; its state is in
+        :meth:`state_dict`.
+        """
+        return self._state.score_optimizer if isinstance(self._state, SoftState) else None
+
     def penalty(self) -> float:
         """The method's penalty at this moment, for logging; its gradient is already taken care of. 0 if it has none."""
         if isinstance(self._state, SoftState):
@@ -240,8 +228,8 @@ class Attachment:
         """Whether the outcome can be trusted: density; undecided, the share of scores with |β·s| < 4; temperature
         (None for hard masks); dead_layers, the names of layers that keep nothing."""
         if isinstance(self._state, HardState):
-            dead = [name for name, (kept, _) in self._state.counts().items() if kept == 0]
-            return {"density": self.density, "undecided": 0.0, "temperature": None, "dead_layers": dead}
+            still = {"undecided": 0.0, "temperature": None, "dead_layers": self._state.dead()}
+            return {"density": self.density} | still
         masks = self._masks()
         found = {"density": masks.density, "dead_layers": masks.dead()}
         beta = self._state.method.temperature(self._moment())
@@ -305,9 +293,21 @@ class Attachment:
             if (model := self._model()) is not None:
                 check_membership(self.parameters, model)
             self._ranks.stand_alike(self.step, self._state)
-        check_gradients(self.parameters, self.step, last=self.step + 1 == self.steps, ranks=self._ranks)
+        self._gradients.check(self.step, look=self._must_look())
         if isinstance(self._state, (SoftState, DynamicState)):
             self._state.before_step(self._moment())
+
+    def _must_look(self) -> bool:
+        """Whether the gradients up to this step must be known to be finite, even if that means to wait for a device.
+
+        Now and then, at the last step, and where masks are about to move or to harden: nobody can rank NaN.
+        """
+        last = self.step + 1
+        if isinstance(self._state, SoftState):
+            turns = self._state.method.harden_step(self.steps) == last
+        else:
+            turns = isinstance(self._state, DynamicState) and self._state.turns
+        return turns or self.step % LOOK == 0 or last == self.steps
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._skipped:
@@ -316,6 +316,7 @@ class Attachment:
         if isinstance(self._state, DynamicState):
             if self._state.after_move_or_step(before):
                 self._ranks.stand_alike(self.step, self._state)
+                self._warn_of_dead_layers()
         elif isinstance(self._state, HardState):
             self._state.after_step()
         else:
@@ -333,6 +334,19 @@ class Attachment:
         self._state = HardState(self.parameters, self.optimizer)
         self._state.hold(masks)
         self._ranks.reshard()
+        self._warn_of_dead_layers()
+
+    def _warn_of_dead_layers(self) -> None:
+        """Once of each."""
+        dead = [] if isinstance(self._state, SoftState) else self._state.dead()
+        new = [name for name in dead if name not in self._dead]
+        self._dead.update(new)
+        if new and self._warns:
+            warnings.warn(
+                f"no weight is left in {', '.join(new)} at step {self.step} of {type(self.method).__name__}, so "
+                "nothing passes through; keep more weights, or use a budget that leaves some in each layer",
+                stacklevel=4,
+            )
 
     # ---- saving and leaving
 
@@ -347,19 +361,7 @@ class Attachment:
                 sharded like the parameters, as those of ``model.state_dict()``, for ``torch.distributed.checkpoint``.
         """
         state: dict[str, Any] = {"method": describe(self.method), "step": self.step, "steps": self.steps}
-        if isinstance(self._state, SoftState):
-            return state | {"soft": self._state.state_dict(full=full)}
-        if isinstance(self._state, SparseState):
-            return state | self._state.state_dict()
-        shapes = {name: list(parameter.shape) for name, parameter in self.parameters.items()}
-        masks, scores = dict(self._state.masks), self.scores
-        if full:
-            masks, scores = ({name: whole(entry) for name, entry in part.items()} for part in (masks, scores))
-        masks = {name: mask if is_sharded(mask) else pack(mask) for name, mask in masks.items()}
-        state["hard"] = {"masks": masks, "shapes": shapes, "scores": scores}
-        if isinstance(self._state, DynamicState):
-            state["dynamic"] = self._state.state_dict(full=full)
-        return state
+        return state | saved(self._state, self._final_scores, full=full)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`. Load the model's and the optimiser's state too, before or after; that of a
@@ -374,34 +376,14 @@ class Attachment:
         step = check_attachment(state, self.method, self.steps)
         self._unchecked = True
         try:
-            self._load(state, step)
+            moment = replace(self._moment(), step=step)
+            self._state, self._final_scores = restored(state, self._state, self.method, self.parameters, moment)
+            self.step = step
+            self._gradients.forget()
+            if isinstance(self._state, HardState):
+                self._dead.update(self._state.dead())  # it was said before the state was saved
         finally:
             self._ranks.reshard()
-
-    def _load(self, state: Mapping[str, Any], step: int) -> None:
-        if "soft" in state:
-            if isinstance(self._state, HardState):
-                raise ValueError("the state is from before the mask hardened; load it into a fresh attachment")
-            self._state.check(state["soft"])
-            self.step = step
-            self._state.load_state_dict(state["soft"], self._moment())
-            return
-        if isinstance(self._state, SparseState):
-            self._state.check(state)
-            self.step = step
-            self._state.load_state_dict(state)
-            self._state.prepare(self._moment())
-            return
-        masks, scores = checked_outcome(state["hard"], self.method, self.parameters)
-        if isinstance(self._state, DynamicState):
-            self._state.check(state.get("dynamic"))
-        self.step, self._final_scores = step, scores
-        if isinstance(self._state, SoftState):
-            self._state = HardState(self.parameters, self.optimizer)
-        self._state.hold(masks)
-        if isinstance(self._state, DynamicState):
-            self._state.load_state_dict(state["dynamic"])
-            self._state.prepare(self._moment())
 
     def detach(self) -> None:
         """Leave a plain model with the weights of its ticket; hooks are gone. Calling it again changes nothing.
@@ -409,6 +391,8 @@ class Attachment:
         All ranks of a sharded model must call it.
         """
         if not self._detached and isinstance(self._state, SoftState):
+            if wrong := self._gradients.overdue(self.step):
+                warnings.warn(f"detach: {wrong}", stacklevel=2)
             self._harden(self._state)
         self._let_go()
 

@@ -1,9 +1,8 @@
-"""What can be wrong with the arguments and gradients of an attachment, each with its message."""
+"""What can be wrong with the arguments of an attachment, each with its message."""
 
 from __future__ import annotations
 
 import gc
-import math
 from collections.abc import Collection, Container, Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,6 @@ from tombola.sharded import is_sharded, local, rows, total
 
 if TYPE_CHECKING:
     from tombola.attach import Attachment
-    from tombola.ranks import Ranks
 
 
 def check_arguments(optimizer: Optimizer, method: object, steps: int, steps_per_epoch: int | None) -> None:
@@ -116,28 +114,3 @@ def check_membership(parameters: Mapping[str, Parameter], model: nn.Module) -> N
 
 def _taken(live: Iterable[Attachment]) -> dict[int, Attachment]:
     return {id(parameter): run for run in live for parameter in run.parameters.values()}
-
-
-def check_gradients(parameters: Mapping[str, Parameter], step: int, *, last: bool, ranks: Ranks) -> None:
-    """Raise TypeError for a sparse gradient, FloatingPointError for one that is not finite, on whichever rank."""
-    broken, exchange = "", False
-    for name, parameter in parameters.items():
-        grad = parameter.grad
-        if grad is None:
-            continue
-        if grad.is_sparse:
-            raise TypeError(f"{name!r} has a sparse gradient, which a masked parameter cannot have; set sparse=False")
-        # reading a value off an accelerator waits for it: there, look now and then and at the end
-        if grad.is_cpu or step % 100 == 0 or last:
-            exchange = exchange or is_sharded(grad)
-            total = float(local(grad).sum())
-            if not math.isfinite(total) and not bool(local(grad).isfinite().all()):
-                broken = broken or f"the gradient of {name!r}"
-    # a rank that stopped alone would leave the others waiting for it
-    if exchange and ranks.any(bool(broken)):
-        broken = broken or "a gradient on another rank"
-    if broken:
-        raise FloatingPointError(
-            f"{broken} is not finite at step {step}, so the loss went to NaN or infinity; nothing was changed. Lower "
-            "the learning rate, clip gradients or use a GradScaler"
-        )

@@ -45,6 +45,11 @@ class DynamicState(HardState):
         self._plan = self.method.plan(moment)
         self.gate.dense = self._plan.gradient
 
+    @property
+    def turns(self) -> bool:
+        """Whether masks move around the step that follows."""
+        return self._plan.instead or self._plan.after
+
     @torch.no_grad()
     def before_step(self, moment: Moment) -> None:
         """Show the method the dense gradients; if it moves instead of the step, leave the optimiser nothing to do."""

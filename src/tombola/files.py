@@ -23,8 +23,16 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Bring the entries of a folder to the disk. One that cannot be opened, as none can on Windows, is left at that."""
     try:
-        os.fsync(folder)
+        opened = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return
+    try:
+        os.fsync(opened)
     finally:
-        os.close(folder)
+        os.close(opened)

@@ -44,6 +44,10 @@ class HardState:
         """Name -> weights that are kept, and all."""
         return self._counts
 
+    def dead(self) -> list[str]:
+        """Names of the layers that keep nothing."""
+        return [name for name, (kept, size) in self.counts().items() if kept == 0 < size]
+
     def marks(self) -> dict[str, object]:
         """What all ranks must have alike, by what it is called."""
         marks: dict[str, object] = dict.fromkeys(map(mask_of, self.parameters), "everything")

@@ -173,7 +173,10 @@ def largest(values: Tensor, keep: int, *, generator: torch.Generator | None = No
     level = (flat == threshold).nonzero().squeeze(1)
     if generator is not None:
         level = level[permutation(level, generator)]
-    chosen[level[: keep - int(chosen.sum())]] = True
+    missing = keep - int(chosen.sum())
+    if missing > level.numel():
+        raise FloatingPointError("weights cannot be ranked: there is NaN among them, their scores or gradients")
+    chosen[level[:missing]] = True
     return chosen.view(values.shape)
 
 

@@ -148,7 +148,7 @@ class TicketSearch:
         method = self.method.in_round(self._index) if isinstance(self.method, RoundMethod) else Fixed(self._masks)
         run = Attachment(
             self.model, optimizer, method, steps=steps, select=list(self._masks),
-            steps_per_epoch=self.steps_per_epoch, seed=self.seed + self._index - 1, state=self._resumed,
+            steps_per_epoch=self.steps_per_epoch, seed=self.seed + self._index - 1, state=self._resumed, warns=False,
         )  # fmt: skip
         if self._scores is not None and self._resumed is None:
             run.set_scores(self._scores)

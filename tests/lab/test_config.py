@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from tombola.lab.config import BUDGETS, Dense, RunConfig
 from tombola.lab.errors import LabError
 from tombola.lab.inputs import Images, Text
+from tombola.lab.runs.store import RunFolder
 from tombola.lab.settings import SGD, Adam, AdamW, Constant, Cosine, Drops, WarmUp
 from tombola.lab.transfer import Transfer
 from tombola.methods.continuous import ContinuousSparsification
@@ -44,8 +46,30 @@ ALL["grey"] = replace(READ, inputs=Images(channels=1))
 ALL["text"] = replace(DENSE, data="text/poems", model="mine:net", inputs=Text(unit="characters", length=64))
 
 
+BEFORE = {  # what came later, and what every run was before
+    "inputs": None,
+    "sparse": False,
+    "label_smoothing": 0.0,
+    "clip": None,
+    "examples": None,
+    "lottery": "no",
+    "transfer": None,
+    "precision": "fp32",
+    "channels_last": False,
+    "compile": False,
+}
+
+
 def plain(config: RunConfig) -> dict[str, Any]:
     return json.loads(config.to_json())
+
+
+def brief(config: RunConfig) -> dict[str, Any]:
+    """As the first versions wrote it."""
+    found = {key: value for key, value in plain(config).items() if key not in BEFORE or value != BEFORE[key]}
+    if isinstance(config.inputs, Images) and config.inputs.channels == 3:
+        del found["inputs"]["channels"]
+    return found
 
 
 # ---- writing
@@ -71,23 +95,6 @@ def written(value: Any) -> Any:
         fields = {f.name: written(getattr(value, f.name)) for f in dataclasses.fields(value)}
         if type(value) in (ContinuousSparsification, StochasticSparsification):
             assert fields.pop("score_optimizer") is None
-        later = {
-            "inputs": None,
-            "sparse": False,
-            "label_smoothing": 0.0,
-            "clip": None,
-            "examples": None,
-            "lottery": "no",
-            "transfer": None,
-            "precision": "fp32",
-            "channels_last": False,
-            "compile": False,
-        }
-        for name, before in later.items() if type(value) is RunConfig else ():
-            if fields[name] == before:  # these came later
-                del fields[name]
-        if type(value) is Images and fields["channels"] == 3:  # and so did this
-            del fields["channels"]
         return fields if type(value) in (RunConfig, Transfer) else {"kind": kinds[type(value)], **fields}
     if isinstance(value, tuple):
         return [written(entry) for entry in value]
@@ -97,7 +104,7 @@ def written(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("config", ALL.values(), ids=ALL)
-def test_no_default_is_left_out(config: RunConfig) -> None:
+def test_the_file_has_every_setting(config: RunConfig) -> None:
     assert plain(config) == written(config)
 
 
@@ -176,7 +183,7 @@ HASHED |= {name: EVERY_METHOD[name] for name in ("rigl", "set, uniform", "snip, 
 def test_every_setting_counts_in_the_hash(config: RunConfig) -> None:
     seen = {config.content_hash: "nothing"}
     tried = 0
-    for key, tree in variants(plain(config)):
+    for key, tree in variants(brief(config)):
         if key.endswith("kind"):
             continue
         if key in CHOICES:
@@ -205,20 +212,35 @@ def test_every_setting_counts_in_the_hash(config: RunConfig) -> None:
 
 
 def test_a_setting_that_came_later_leaves_older_runs_their_names() -> None:
-    assert "sparse" not in plain(RIGL)
-    said = {**plain(RIGL), "sparse": False}
-    assert RunConfig.from_json(json.dumps(said)) == RIGL  # said or not, it is the same run
+    said = plain(RIGL)
+    assert said["sparse"] is False
+    assert "sparse" not in brief(RIGL)
     sparse = replace(RIGL, sparse=True)
-    assert plain(sparse) == {**plain(RIGL), "sparse": True}
+    assert brief(sparse) == {**brief(RIGL), "sparse": True}
     assert sparse.content_hash != RIGL.content_hash
     with pytest.raises(LabError, match="sparse is null, but must be true or false"):
         RunConfig.from_json(json.dumps({**said, "sparse": None}))
 
 
+@pytest.mark.parametrize("config", ALL.values(), ids=ALL)
+def test_what_older_versions_wrote_is_the_same_run(config: RunConfig, tmp_path: Path) -> None:
+    old = json.dumps(brief(config))
+    read = RunConfig.from_json(old)
+    assert (read, read.content_hash) == (config, config.content_hash)
+    canonical = json.dumps(brief(config), sort_keys=True, separators=(",", ":"))
+    assert config.content_hash == hashlib.sha256(canonical.encode()).hexdigest()[:12]
+    (tmp_path / config.folder_name).mkdir()
+    (tmp_path / config.folder_name / "config.json").write_text(old)
+    with RunFolder(tmp_path, config) as folder:
+        assert not folder.finished
+    assert (tmp_path / config.folder_name / "config.json").read_text() == old
+
+
 def test_images_of_older_runs_are_coloured() -> None:
-    assert "channels" not in plain(READ)["inputs"]
+    assert "channels" not in brief(READ)["inputs"]
     assert READ.content_hash == "4895b7f7f480"
-    said = {**plain(READ), "inputs": {**plain(READ)["inputs"], "channels": 3}}
+    said = plain(READ)
+    assert said["inputs"]["channels"] == 3
     assert RunConfig.from_json(json.dumps(said)) == READ
     assert ALL["grey"].content_hash != replace(READ, inputs=Images()).content_hash
     with pytest.raises(LabError, match=r"inputs.channels is 2, but must be 1 or 3"):

@@ -196,7 +196,8 @@ def test_a_search_is_the_loop_by_hand(name: str, finished: Callable[[str], Path]
         run = hand.train(attach, "search", round_.index, "")
         after_round[round_.index] = hand.measure()
         with run.hard():
-            soft[round_.index] = (after_round[round_.index][0], hand.measure()[0], run.diagnostics()["undecided"])
+            undecided = run.diagnostics()["undecided"]
+            soft[round_.index] = (*after_round[round_.index], *hand.measure(), undecided)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             tickets[round_.index] = round_.ticket()
@@ -219,8 +220,9 @@ def test_a_search_is_the_loop_by_hand(name: str, finished: Callable[[str], Path]
         assert (record["epochs_search"], record["epochs_total"]) == (2 * index, 2 * index + 2)
         assert record["steps_total"] == (2 * index + 2) * STEPS
         assert record["ticket"] == f"tickets/round-{index:02d}.safetensors"
-        shown = (record["soft_accuracy"], record["hard_accuracy"], record["undecided"])
-        assert shown == (soft[index] if name in ("cs", "cs, density", "iss") else (None, None, None))
+        keys = ("soft_accuracy", "soft_loss", "hard_accuracy", "hard_loss", "undecided")
+        shown = tuple(record[key] for key in keys)
+        assert shown == (pytest.approx(soft[index]) if name in ("cs", "cs, density", "iss") else (None,) * 5)
     for index in config.control_rounds:
         ticket, seeds = tickets[index], {label: derive(0, label, index) for label in config.controls}
         shuffled = ticket.shuffled(seed=seeds["shuffled"])

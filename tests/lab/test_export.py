@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from tombola.lab.cli.main import run
 from tombola.lab.engines import compare
 from tombola.lab.errors import LabError
 from tombola.lab.export import build, network, restored, speeds
-from tombola.sparse import semi_structured
+from tombola.sparse import convert, save, semi_structured
 from tombola.ticket import Ticket, model_tensors
 
 
@@ -211,3 +212,64 @@ def test_a_ticket_that_does_not_say_its_model_is_refused(
     assert "there is no folder" in capsys.readouterr().err
     with pytest.raises(LabError, match="there is lenet_300_100"):
         build({"model": "nothing", "input_shape": [1, 8, 8], "classes": 10})
+
+
+OWN = """
+from pathlib import Path
+from torch import nn
+Path("ran").touch()
+
+def net(input_shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+"""
+
+
+def test_a_file_has_no_code_run_by_its_word_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_net.py").write_text(OWN)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    said = {"model": "own_net:net", "input_shape": [1, 8, 8], "classes": 10}
+    masks = tombola.Masks({"1.weight": torch.rand(10, 64) < 0.1})
+    Ticket(masks, model_tensors(model), said).save("t.safetensors")
+    save(convert(model.eval(), masks, example=torch.randn(1, 1, 8, 8)), "s.safetensors", about=said)
+    forms = [["export", "t.safetensors", "--to", to] for to in ("state-dict", "sparse", "2:4")]
+    for command in (*forms, ["bench", "s.safetensors"]):
+        assert run(command) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{command[1]}: its model 'own_net:net' is somebody's own code" in line
+        assert line.endswith("run it with --model 'own_net:net'")
+        assert run([*command, "--model", "own_net:another"]) == 1
+        assert "it is of the model 'own_net:net', not of 'own_net:another'" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["own_net.py", "s.safetensors", "t.safetensors"]
+    assert run([*forms[0], "--model", "own_net:net"]) == 0
+    assert (tmp_path / "ran").exists()
+    assert torch.load("t.pt", weights_only=True)["1.weight"].count_nonzero() == masks.kept
+    with torch.no_grad():
+        x = torch.randn(2, 1, 8, 8)
+        dense = restored(Path("s.safetensors"), own="own_net:net").to_dense()
+        torch.testing.assert_close(dense(x), masked(model, masks)(x))
+    sys.modules.pop("own_net")
+
+
+def masked(model: nn.Module, masks: tombola.Masks) -> nn.Module:
+    with torch.no_grad():
+        for name, mask in masks.items():
+            model.get_parameter(name).mul_(mask)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model", ["lenet_300_100"]), ("model", None), ("input_shape", 5), ("input_shape", [1, 8, -8]),
+        ("input_shape", ["1", 8, 8]), ("classes", "10"), ("classes", True), ("classes", 0), ("width", "1"),
+        ("width", float("nan")), ("width", 0),
+    ],
+)  # fmt: skip
+def test_nonsense_about_the_model_is_refused(key: str, value: object) -> None:
+    said = {"model": "lenet_300_100", "input_shape": [1, 8, 8], "classes": 10, "width": 0.5}
+    build(said)
+    with pytest.raises(LabError, match=f"its {key} is .*, which no model has; the file is damaged or foreign"):
+        build(said | {key: value})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import resource
+import runpy
 import subprocess
 import sys
 import threading
@@ -158,3 +159,9 @@ def test_a_disk_that_is_full_and_one_that_is_read_only(small_disk: Path, tmp_pat
         execute(DENSE, small_disk)
     _remount(small_disk, "size=4m,rw")
     assert files(execute(CS, small_disk)) == expected
+
+
+def test_a_system_without_such_locks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with pytest.raises(LabError, match=r"file locks of Linux or macOS.*WSL"):
+        runpy.run_path(str(locks.__file__))

@@ -67,6 +67,15 @@ def test_a_network_without_rounds_is_told_without_one() -> None:
     assert " 95.8 %  RigL density = 0.1: 10 % kept  net · digits · seed 0" in said.splitlines()
 
 
+def test_layers_without_a_weight_are_named() -> None:
+    to = console(terminal=False)
+    with Plain(to, {"gmp-e": 20}) as watch:
+        watch("gmp-e", {"event": "start", "title": "gmp density=0.1 · net · digits · seed 0", "total_epochs": 20})
+        dead = {"dead_layers": ["fc1.weight", "fc2.weight"]}
+        watch("gmp-e", {"event": "result", **result("gmp", "density=0.1", 0, 0.1, 0.1, **dead)})
+    assert "kept, nothing in fc1.weight, fc2.weight  net" in printed(to).replace("\N{NO-BREAK SPACE}", " ")
+
+
 def test_plain_lines() -> None:
     to = console(terminal=False)
     with Plain(to, TOTALS) as watch:

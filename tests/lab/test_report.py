@@ -274,7 +274,7 @@ def test_a_page_without_a_result(tmp_path: Path) -> None:
         ("config.json", "{}", "config.json: data is None"),
         ("config.json", '{"data": "d", "model": "m"}', "config.json: has no seed (int)"),
         ("config.json", '{"data": "d", "model": "m", "seed": "0"}', "seed is '0', must be int"),
-        ("done.json", "{}", "done.json: has no metrics_sha256"),
+        ("done.json", "{}", "done.json: is damaged (KeyError('metrics_sha256'))"),
         ("metrics.jsonl", "{}\n", "was changed after the run was finished"),
         ("metrics.jsonl", None, "was changed after the run was finished"),
     ],
@@ -358,18 +358,24 @@ def test_whether_searches_can_be_trusted(tmp_path: Path) -> None:
     first = result("cs", "s0=0", 1, 0.3, 0.97, soft_accuracy=0.96, hard_accuracy=0.972, undecided=0.002)
     dead = {"dead_layers": ["fc1.weight"]}
     second = result("cs", "s0=0", 2, 0.1, 0.95, soft_accuracy=0.95, hard_accuracy=0.949, undecided=0.0314, **dead)
+    second |= {"soft_loss": 0.25, "hard_loss": 0.375}  # which older runs do not tell
     third = result("cs", "s0=0", 3, 0.05, 0.94, soft_accuracy=0.94, hard_accuracy=0.94, undecided=0.0, **dead)
     write(tmp_path / "cs", config(method, 0), [first, second, third])
     said = trust(task_of(tmp_path)).replace("\N{NO-BREAK SPACE}", " ")
     assert said == (
         "Scores undecided at the end of a round: 3.14 % at most (CS s₀ = 0, round 2). "
         "Accuracy of the soft net against its hard ticket: 1.2 points apart at most (CS s₀ = 0, round 1). "
+        "Their losses: 0.125 apart at most (CS s₀ = 0, round 2). "
         "Layers that kept no weight: fc1.weight (first in CS s₀ = 0, round 2)."
     )
-    page = Page(write_report([tmp_path]).html.read_text())
-    assert ["CS s₀ = 0", "2", "3.14 %", "95.0 %", "94.9 %", "fc1.weight"] in [
+    written = write_report([tmp_path])
+    page = Page(written.html.read_text())
+    assert ["CS s₀ = 0", "2", "3.14 %", "95.0 %", "94.9 %", "0.25", "0.375", "fc1.weight"] in [
         [cell.replace("\N{NO-BREAK SPACE}", " ") for cell in row] for row in page.rows
     ]
+    with written.csv.open(newline="") as file:
+        shown = [(line["round"], line["soft_loss"], line["hard_loss"]) for line in csv.DictReader(file)]
+    assert shown == [("1", "", ""), ("2", "0.25", "0.375"), ("3", "", "")]
     write(tmp_path / "imp" / "run", config({"kind": "imp"}, 0), [result("imp", "keep=0.8", 1, 0.8, 0.9)])
     assert trust(task_of(tmp_path / "imp")) == "No layer died."
     write(tmp_path / "decided" / "run", config(method, 0), [third | {"dead_layers": []}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -221,7 +222,7 @@ def test_metrics_of_any_content(tmp_path_factory: pytest.TempPathFactory, conten
         damaged = str(error)
     else:
         return
-    assert damaged.startswith(f"{path}: line ")
+    assert re.match(rf"{re.escape(str(path))}:\d+: not a JSON record", damaged)
 
 
 def test_an_out_that_is_no_folder(tmp_path: Path) -> None:

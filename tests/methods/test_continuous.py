@@ -13,7 +13,7 @@ from loop import MakeOptimizer, error, loss_of, train
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, StepLR
 from zoo import NETS, Net
 
 import tombola
@@ -142,6 +142,28 @@ def test_scores_of_each_group_have_its_learning_rate() -> None:
         return make([{"params": parameters[:cut], "lr": 0.02}, {"params": parameters[cut:]}], lr=0.2, **settings)  # type: ignore[call-arg]
 
     compare(NETS["mlp"], (partial(groups, SGD, weight_decay=0.01), partial(groups, SGD)), SETTINGS["paper"])
+
+
+def test_own_score_optimizer_on_its_own_schedule() -> None:
+    model = NETS["mlp"].model()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    method = ContinuousSparsification(score_optimizer=partial(SGD, lr=4.0))
+    run = tombola.attach(model, optimizer, method, steps=STEPS)
+    assert run.score_optimizer is not None
+    schedules = [StepLR(optimizer, 2, gamma=0.5), LambdaLR(run.score_optimizer, lambda step: 0.25 if step < 3 else 0.0)]
+    changed = []
+    for step in range(STEPS):
+        before = run.scores
+        train(model, optimizer, NETS["mlp"], [step])
+        changed.append(any(not torch.equal(score, before[name]) for name, score in run.scores.items()))
+        assert run.score_optimizer.param_groups[0]["lr"] == (1.0 if step < 3 else 0.0)  # and not the user's
+        for schedule in schedules:
+            schedule.step()
+    assert changed == [True] * 3 + [False] * (STEPS - 3)
+    run.detach()
+    assert run.score_optimizer is None
+    hard = tombola.attach(model, optimizer, tombola.Static(density=0.5), steps=1)
+    assert hard.score_optimizer is None
 
 
 def test_own_score_optimizer() -> None:

@@ -1,9 +1,9 @@
 """What one run *is*: every setting that its numbers depend on, and nothing else.
 
 Where the data lie, which device computes and how many threads help is not part of it. The hash of the settings names
-the run's folder, so the same settings find the same folder again; no default is left out, so a changed default makes
-another run. Settings that came later are written where they differ from what runs were before there was the choice, so
-that these keep their names.
+the run's folder, so the same settings find the same folder again. Its file has every setting, and so has the hash: a
+changed default makes another run. Only settings that came later are left out of the hash where they are what every run
+was before there was the choice, so that older runs keep their names.
 """
 
 from __future__ import annotations
@@ -195,11 +195,12 @@ class RunConfig:
         Raises:
             LabError: a setting that is no data, or not of its type.
         """
-        return json.dumps(self._plain(), indent=2, allow_nan=False) + "\n"
+        return json.dumps(_CODEC.encode(self), indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, *, where: str = "config") -> RunConfig:
-        """The config that :meth:`to_json` wrote. ``where``, the file's name, begins each complaint.
+        """The config that :meth:`to_json` of this or an older version wrote. ``where``, the file's name, begins each
+        complaint.
 
         Raises:
             LabError: unknown, missing or doubled keys, wrong types, values out of range.
@@ -222,13 +223,12 @@ class RunConfig:
             raise LabError(f"{path}: cannot be read: {error}") from error
         return cls.from_json(text, where=str(path))
 
-    def _plain(self) -> dict[str, Any]:
-        return without_later(_CODEC.encode(self))
-
     @property
     def content_hash(self) -> str:
-        """The first 12 hex digits of the SHA-256 of all settings."""
-        canonical = json.dumps(self._plain(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        """The first 12 hex digits of the SHA-256 of all settings, but for later ones that are as they were before."""
+        canonical = json.dumps(
+            without_later(_CODEC.encode(self)), sort_keys=True, separators=(",", ":"), allow_nan=False
+        )
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
     @property

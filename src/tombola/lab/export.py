@@ -17,32 +17,54 @@ from tombola.lab.engines import DENSE, Speed, compare
 from tombola.lab.errors import LabError
 from tombola.lab.forms import write
 from tombola.masks import Masks
+from tombola.methods.protocol import is_number
 from tombola.sparse import semi_structured
 from tombola.sparse.convert import Converted, convert
 from tombola.sparse.store import about, load, save
 from tombola.ticket import Ticket
 
 
-def build(said: Mapping[str, Any]) -> nn.Module:
+def build(said: Mapping[str, Any], *, own: str | None = None) -> nn.Module:
     """The model that a ticket or a sparse file says it is of, on the CPU.
 
+    Anybody can have made the file, so a ``module:function`` that it names is not imported on its word alone.
+
+    Args:
+        said: by the file.
+        own: that name once more, as the person gives it; None: a built-in model, or nothing.
+
     Raises:
-        LabError: it does not say, or there is no such model.
+        LabError: it does not say, or nonsense; there is no such model; or it is code that nobody has asked for.
     """
     missing = [name for name in ("model", "input_shape", "classes") if name not in said]
     if missing:
         raise LabError(f"it does not say its {' and '.join(missing)}: it was not made by `tombola train` or `search`")
-    shape, width = said["input_shape"], said.get("width", 1.0)
-    return models.build(said["model"], input_shape=shape, classes=said["classes"], seed=0, width=width)
+    name, shape, classes, width = said["model"], said["input_shape"], said["classes"], said.get("width", 1.0)
+    sound = {
+        "model": isinstance(name, str),
+        "input_shape": isinstance(shape, list | tuple) and all(type(size) is int and size > 0 for size in shape),
+        "classes": type(classes) is int and classes > 0,
+        "width": is_number(width) and width > 0,
+    }
+    for key, is_sound in sound.items():
+        if not is_sound:
+            raise LabError(f"its {key} is {said[key]!r:.60}, which no model has; the file is damaged or foreign")
+    if own is None and ":" in name:
+        raise LabError(f"its model {name!r} is somebody's own code; if you trust that, run it with --model {name!r}")
+    if own not in (None, name):
+        raise LabError(f"it is of the model {name!r}, not of {own!r}: leave --model out, or give that one")
+    return models.build(name, input_shape=shape, classes=classes, seed=0, width=width)
 
 
-def network(ticket: Ticket) -> tuple[nn.Module, Masks]:
+def network(ticket: Ticket, *, own: str | None = None) -> tuple[nn.Module, Masks]:
     """The network of the ticket, in inference mode on the CPU, with zeros where nothing is kept; and its masks.
+
+    Here and below ``own`` is that of :func:`build`.
 
     Raises:
         LabError: the model cannot be had or does not fit.
     """
-    model = build(ticket.provenance)
+    model = build(ticket.provenance, own=own)
     try:
         masks = ticket.restore(model)
     except ValueError as error:
@@ -58,26 +80,26 @@ def example(said: Mapping[str, Any], batch: int) -> Tensor:
     return torch.randn(batch, *said["input_shape"], generator=generator)
 
 
-def export_sparse(ticket: Ticket, path: Path, *, batch: int, bf16: bool) -> Converted:
+def export_sparse(ticket: Ticket, path: Path, *, batch: int, bf16: bool, own: str | None = None) -> Converted:
     """Convert the ticket's network for inference in batches of ``batch``, as fast as measured here, and save it.
 
     Raises:
         LabError: the model cannot be had or does not fit, or the file cannot be written.
     """
-    model, masks = network(ticket)
+    model, masks = network(ticket, own=own)
     fast = convert(model, masks, example=example(ticket.provenance, batch), bf16=bf16)
     with _writing(path):
         save(fast, path, about={**_about(ticket), "batch": batch})
     return fast
 
 
-def export_semi_structured(ticket: Ticket, path: Path, *, bf16: bool) -> dict[str, str | None]:
+def export_semi_structured(ticket: Ticket, path: Path, *, bf16: bool, own: str | None = None) -> dict[str, str | None]:
     """Write the ticket's network with semi-structured weights; masked parameter -> why it stays dense, or None.
 
     Raises:
         LabError: the model cannot be had or does not fit, no weight fits 2:4, or the file cannot be written.
     """
-    model, masks = network(ticket)
+    model, masks = network(ticket, own=own)
     try:
         with _writing(path):
             dtype = torch.bfloat16 if bf16 else torch.float16
@@ -86,13 +108,13 @@ def export_semi_structured(ticket: Ticket, path: Path, *, bf16: bool) -> dict[st
         raise LabError(str(error)) from error
 
 
-def export_dense(ticket: Ticket, path: Path, *, form: str) -> str:
+def export_dense(ticket: Ticket, path: Path, *, form: str, own: str | None = None) -> str:
     """Write the ticket's network, dense with zeros, in a form of ``tombola.lab.forms``; what was checked, or "".
 
     Raises:
         LabError: the model cannot be had or does not fit, or cannot be exported so, or the file cannot be written.
     """
-    model, _ = network(ticket)
+    model, _ = network(ticket, own=own)
     return write(form, model, example(ticket.provenance, 3), path)
 
 
@@ -112,34 +134,36 @@ def _about(ticket: Ticket) -> dict[str, Any]:
 _ABOUT = ("model", "input_shape", "classes", "width", "data", "run", "seed", "trained")
 
 
-def restored(path: Path) -> Converted:
+def restored(path: Path, *, own: str | None = None) -> Converted:
     """The network in a file of :func:`export_sparse`.
 
     Raises:
         LabError: there is none, or it is damaged.
     """
     try:
-        return load(path, build(about(path)))
+        return load(path, build(about(path), own=own))
     except FileNotFoundError:
         raise LabError(f"{path}: there is no such file; `tombola export TICKET --to sparse` makes one") from None
     except (ValueError, LabError) as error:
         raise LabError.about(path, error) from error
 
 
-def _dense(path: Path) -> nn.Module:
-    return restored(path).to_dense()
+def _dense(path: Path, *, own: str | None) -> nn.Module:
+    return restored(path, own=own).to_dense()
 
 
-def speeds(path: Path, batch: int, *, threads: int, turns: int, bf16: bool, tell: Any) -> list[Speed]:
+def speeds(
+    path: Path, batch: int, *, threads: int, turns: int, bf16: bool, tell: Any, own: str | None = None
+) -> list[Speed]:
     """The network in a file beside the same one, dense, in other engines.
 
     Raises:
         LabError: as :func:`restored`.
     """
-    restored(path)  # mistakes are found here and not in every process
+    restored(path, own=own)  # mistakes are found here and not in every process
     x = example(about(path), batch)
     engines = [name for name in DENSE if bf16 or "bfloat16" not in name]
-    make, dense = partial(restored, path), partial(_dense, path)
+    make, dense = partial(restored, path, own=own), partial(_dense, path, own=own)
     return compare(make, dense, x, threads=threads, turns=turns, engines=engines, tell=tell)
 
 

@@ -1,4 +1,7 @@
-"""Settings of runs that came later than the first runs, which keep their names: left out where they are as before."""
+"""Settings of runs that came later than the first runs.
+
+These have files without them, and keep their names: where a setting is as it was before, names do without it too.
+"""
 
 from __future__ import annotations
 

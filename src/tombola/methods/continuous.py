@@ -27,6 +27,7 @@ from torch import Tensor
 from tombola.masks import Masks
 from tombola.methods.density import steer
 from tombola.methods.protocol import Moment, ScoreOptimizer, is_number
+from tombola.schedules import exponential, staircase
 from tombola.sharded import total
 from tombola.sigmoid import Sigmoid
 
@@ -53,8 +54,9 @@ class ContinuousSparsification:
         harden_at: make the mask hard after this share of the steps and fine-tune the survivors (pruning).
         train_weights: False freezes the masked weights: the supermask task.
         score_optimizer: makes the optimiser of the scores from parameter groups, for instance
-            ``functools.partial(torch.optim.SGD, lr=0.1)``. None: the class of the user's, with its settings and
-            learning rate (followed step by step) but no weight decay.
+            ``functools.partial(torch.optim.SGD, lr=0.1)``. Schedules of the user's do not reach it; it takes its own,
+            as ``attachment.score_optimizer``. None: the class of the user's, with its settings and learning rate
+            (followed step by step) but no weight decay.
 
     Raises:
         ValueError: a value outside its range.
@@ -111,11 +113,11 @@ class ContinuousSparsification:
         """β_T^(t/T); by epochs β_T^(e/(E−1)), as the authors' code."""
         steps = self.harden_step(moment.steps) or moment.steps
         if self.anneal == "step":
-            return float(self.final_temperature ** min(moment.step / steps, 1.0))
+            return exponential(1.0, self.final_temperature, steps)(moment.step)
         if moment.steps_per_epoch is None:
             raise ValueError('anneal="epoch" needs attach(…, steps_per_epoch=…)')
         epochs = max(math.ceil(steps / moment.steps_per_epoch) - 1, 1)
-        return float(self.final_temperature ** min(moment.step // moment.steps_per_epoch / epochs, 1.0))
+        return staircase(exponential(1.0, self.final_temperature, epochs), moment.steps_per_epoch)(moment.step)
 
     def sigmoid(self, moment: Moment) -> Sigmoid:
         """σ(βs), times 1/σ(s₀) if scaled; λ is its price."""

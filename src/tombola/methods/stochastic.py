@@ -35,8 +35,9 @@ class StochasticSparsification:
         rewind: bring the weights back to the rewind point between rounds (Algorithm 2 does).
         train_weights: False freezes the masked weights: the supermask task.
         score_optimizer: makes the optimiser of the scores from parameter groups. The paper's is
-            ``functools.partial(torch.optim.SGD, lr=20.0)`` for tickets, lr=100.0 for supermasks. None: the class of
-            the user's, with its settings and learning rate but no weight decay.
+            ``functools.partial(torch.optim.SGD, lr=20.0)`` for tickets, lr=100.0 for supermasks. Schedules of the
+            user's do not reach it; it takes its own, as ``attachment.score_optimizer``. None: the class of the user's,
+            with its settings and learning rate (followed step by step) but no weight decay.
 
     Raises:
         ValueError: a value outside its range.

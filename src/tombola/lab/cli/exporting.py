@@ -21,7 +21,9 @@ from tombola.sparse.convert import Converted
 SPARSE, SEMI_STRUCTURED = "sparse", "2:4"
 
 
-def export(path: Path, to: str, output: Path | None, *, batch: int, threads: int | None, bf16: bool) -> None:
+def export(
+    path: Path, to: str, output: Path | None, *, batch: int, threads: int | None, bf16: bool, model: str | None
+) -> None:
     """Write the network of the ticket at `path` in the form `to`, print what was done and say where it is.
 
     Raises:
@@ -39,10 +41,11 @@ def export(path: Path, to: str, output: Path | None, *, batch: int, threads: int
     torch.set_num_threads(threads or os.cpu_count() or 1)
     try:
         if to == SPARSE:
-            _print_converted(console, export_sparse(ticket, output, batch=batch, bf16=bf16), batch, bf16=bf16)
+            fast = export_sparse(ticket, output, batch=batch, bf16=bf16, own=model)
+            _print_converted(console, fast, batch, bf16=bf16)
         elif to == SEMI_STRUCTURED:
-            _print_semi_structured(console, export_semi_structured(ticket, output, bf16=bf16))
-        elif checked := export_dense(ticket, output, form=to):
+            _print_semi_structured(console, export_semi_structured(ticket, output, bf16=bf16, own=model))
+        elif checked := export_dense(ticket, output, form=to, own=model):
             console.print(Text(checked))
     except LabError as error:
         raise LabError.about(path, error) from error
@@ -101,7 +104,9 @@ def _print_semi_structured(console: Console, reasons: Mapping[str, str | None]) 
     )
 
 
-def print_speeds(path: Path, batches: tuple[int, ...], *, threads: int | None, turns: int, bf16: bool) -> None:
+def print_speeds(
+    path: Path, batches: tuple[int, ...], *, threads: int | None, turns: int, bf16: bool, model: str | None
+) -> None:
     """Print latency and throughput of the network at `path` and of its dense twin in other engines.
 
     Raises:
@@ -111,7 +116,7 @@ def print_speeds(path: Path, batches: tuple[int, ...], *, threads: int | None, t
     console = stdout()
     for batch in batches:
         with console.status("getting ready") as status:
-            found = speeds(path, batch, threads=threads, turns=turns, bf16=bf16, tell=status.update)
+            found = speeds(path, batch, threads=threads, turns=turns, bf16=bf16, tell=status.update, own=model)
         table = plain_table(title=f"Batches of {batch}, {threads} threads, median of {turns} turns")
         for name in ("engine", "ms", "examples a second", "times tombola's time", "difference"):
             table.add_column(name, justify="left" if name == "engine" else "right")

@@ -30,6 +30,9 @@ STOPPED = 130
 """What a shell expects of a program that Ctrl-C has stopped."""
 SHARED = ("search", "train", "reproduce")
 """Commands that processes which torchrun has started do together; any other is for the first of them."""
+_OWN_MODEL = click.option(
+    "--model", metavar="MODULE:FUNCTION", help="The model, if it is your own: no file has code run by its word alone."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -189,9 +192,17 @@ def report(folders: tuple[Path, ...], output: Path | None, figure: Path | None, 
     is_flag=True,
     help="sparse: let dense layers multiply in bfloat16, which is less exact. 2:4: values in bfloat16, not float16.",
 )
+@_OWN_MODEL
 @click.pass_context
 def export(
-    context: click.Context, ticket: Path, to: str, output: Path | None, batch: int, threads: int | None, bf16: bool
+    context: click.Context,
+    ticket: Path,
+    to: str,
+    output: Path | None,
+    batch: int,
+    threads: int | None,
+    bf16: bool,
+    model: str | None,
 ) -> None:
     """Write the network of TICKET in the form that another program or a machine wants, for inference.
 
@@ -214,7 +225,7 @@ def export(
     for option, forms in (("batch", ("sparse",)), ("bf16", ("sparse", "2:4"))):
         if option in typed(context) and to not in forms:
             raise click.UsageError(f"--{option} goes with --to {' and '.join(forms)}, not with --to {to}", context)
-    export(ticket, to, output, batch=batch, threads=threads, bf16=bf16)
+    export(ticket, to, output, batch=batch, threads=threads, bf16=bf16, model=model)
 
 
 @cli.command(cls=Bench)
@@ -223,7 +234,8 @@ def export(
 @click.option("--threads", type=COUNT, metavar="N", show_default="one per CPU", help="Of each engine.")
 @click.option("--turns", type=COUNT, default=15, show_default=True, help="How often each engine is timed.")
 @click.option("--bf16", is_flag=True, help="PyTorch in bfloat16 too.")
-def bench(file: Path, batches: tuple[int, ...], threads: int | None, turns: int, bf16: bool) -> None:
+@_OWN_MODEL
+def bench(file: Path, batches: tuple[int, ...], threads: int | None, turns: int, bf16: bool, model: str | None) -> None:
     """Time the network in FILE beside PyTorch, torch.compile and ONNX Runtime with the dense one.
 
     Each engine is alone in its process, and they take turns. `tombola bench parallel` is another command: it times the
@@ -236,7 +248,7 @@ def bench(file: Path, batches: tuple[int, ...], threads: int | None, turns: int,
     """
     from tombola.lab.cli.exporting import print_speeds
 
-    print_speeds(file, batches, threads=threads, turns=turns, bf16=bf16)
+    print_speeds(file, batches, threads=threads, turns=turns, bf16=bf16, model=model)
 
 
 @click.command(PARALLEL)

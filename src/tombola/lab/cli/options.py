@@ -35,14 +35,16 @@ _DATA = [
         metavar="NAME",
         show_default="digits",
         help="digits, cifar10, cifar100; folder: images in train/CLASS and test/CLASS or val/CLASS; text: a file, or "
-        "train.txt, valid.txt and test.txt in a folder; or your own module:function.",
+        "train.txt, valid.txt and test.txt in a folder; or your own module:function, which returns two DataLoaders as "
+        "tombola.lab.data.Loaders, or the tensors (train_x, train_y, test_x, test_y).",
     ),
     click.option(
         "--model",
         metavar="NAME",
         show_default="lenet_300_100; for cifar10, cifar100 and folder resnet20; for text gru_lm",
         help="lenet_300_100, conv_digits, conv2, conv4, conv6, resnet20, wrn_22_2, vgg16, vgg19, resnet18_cifar, "
-        "resnet18, resnet50, mobilenet_v1, or your own module:function.",
+        "resnet18, resnet50, mobilenet_v1, or your own module:function, called with those of input_shape, classes, "
+        "in_channels, image_size and width that it names.",
     ),
     click.option(
         "--width",

@@ -111,7 +111,9 @@ def _result(event: Mapping[str, Any]) -> list[str | tuple[str, str]]:
     control = event.get("control")
     kind = f", {control_name(str(control))}" if control else ""
     round_ = f", round {event['round']}" if event["round"] else ""
-    return [accuracy, f"  {name}{round_}{kind}: {percent(float(event['density']))} kept"]
+    kept = f"  {name}{round_}{kind}: {percent(float(event['density']))} kept"
+    dead = event.get("dead_layers")
+    return [accuracy, kept, *([(f", nothing in {', '.join(dead)}", "yellow")] if dead else [])]
 
 
 def _title(title: str) -> str:

@@ -35,6 +35,8 @@ COLUMNS = (
     "soft_accuracy",
     "hard_accuracy",
     "soft_hard_gap",
+    "soft_loss",
+    "hard_loss",
     "undecided",
     "dead_layers",
 )
@@ -89,6 +91,8 @@ def _search(row: Row) -> dict[str, object]:
         "soft_accuracy": _mean(row.soft),
         "hard_accuracy": _mean(row.hard),
         "soft_hard_gap": _mean(row.gap),
+        "soft_loss": _mean(row.soft_loss),
+        "hard_loss": _mean(row.hard_loss),
         "undecided": _mean(row.undecided),
         "dead_layers": " ".join(row.dead),
     }

@@ -210,6 +210,11 @@ def trust(task: Task) -> str:
         points = f"{100 * abs(row.gap.mean):.1f}"
         most = "0.0 points apart" if points == "0.0" else f"{points} points apart at most ({row.full_name})"
         said.append(f"Accuracy of the soft net against its hard ticket: {most}.")
+    pairs = [(row, row.soft_loss, row.hard_loss) for row in task.tickets]
+    losses = [(abs(soft.mean - hard.mean), row) for row, soft, hard in pairs if soft and hard]
+    if losses:
+        apart, row = max(losses, key=lambda found: found[0])
+        said.append(f"Their losses: {apart:.3g} apart at most ({row.full_name}).")
     died: dict[tuple[str, str], Row] = {}
     for row in task.tickets:
         for layer in row.dead:

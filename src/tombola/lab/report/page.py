@@ -216,6 +216,7 @@ def _soft(row: Row) -> dict[str, str]:
         "" if found is None else write(found)
         for found, write in ((row.undecided, lambda s: percent(s.mean)), (row.soft, spread), (row.hard, spread))
     )
+    soft_loss, hard_loss = ("" if loss is None else f"{loss.mean:.4g}" for loss in (row.soft_loss, row.hard_loss))
     dead = ", ".join(row.dead) or "none"
     return {
         "name": row.name,
@@ -224,6 +225,8 @@ def _soft(row: Row) -> dict[str, str]:
         "undecided": undecided,
         "soft": soft,
         "hard": hard,
+        "soft_loss": soft_loss,
+        "hard_loss": hard_loss,
         "dead": dead,
     }
 

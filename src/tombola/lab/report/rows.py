@@ -87,6 +87,8 @@ class Row:
     devices: tuple[str, ...] = ()
     label: str = ""
     valid: Stat | None = None
+    soft_loss: Stat | None = None
+    hard_loss: Stat | None = None
     found_on: str = ""
 
     @property

@@ -107,6 +107,8 @@ def _row(
         seconds=_maybe([r.seconds for r in results]),
         devices=tuple(sorted({run.device for run, _ in own if run.device})),
         valid=_maybe([r.valid_loss for r in results]),
+        soft_loss=_maybe([r.soft_loss for r in results]),
+        hard_loss=_maybe([r.hard_loss for r in results]),
         found_on=first.found_on,
         label=next((label for run, _ in own if (label := reduced(run.scale))), ""),
     )

@@ -305,6 +305,7 @@ def _surroundings(threads: int | None) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="budget: ")  # a run says it once, when it begins
+            warnings.filterwarnings("ignore", message="no weight is left in ")  # the records of each epoch say it
             yield
     finally:
         torch.set_num_threads(before)

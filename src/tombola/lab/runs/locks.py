@@ -8,7 +8,6 @@ every few seconds, and a process of another machine that finds a holder's name i
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket
 import threading
@@ -18,6 +17,13 @@ from pathlib import Path
 from typing import IO
 
 from tombola.lab.errors import LabError
+
+try:
+    import fcntl
+except ModuleNotFoundError:
+    raise LabError(
+        "experiments need the file locks of Linux or macOS, which this system does not have; on Windows run them in WSL"
+    ) from None
 
 BEAT_SECONDS = 5.0
 SILENCE_SECONDS = 30.0

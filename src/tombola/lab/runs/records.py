@@ -124,6 +124,8 @@ def result_record(
         **weighed,
         "soft_accuracy": searched.get("test_accuracy"),
         "hard_accuracy": searched.get("hard_test_accuracy"),
+        "soft_loss": searched.get("test_loss"),
+        "hard_loss": searched.get("hard_test_loss"),
         "undecided": searched.get("undecided"),
         "dead_layers": [name for name, count in counts.items() if count == 0],
         "ticket": None if dense or stage.label else f"tickets/{ticket_name(stage.round)}",

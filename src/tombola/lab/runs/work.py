@@ -18,6 +18,7 @@ from tombola.describe import describe, versions
 from tombola.lab.arithmetic import planned_counts
 from tombola.lab.config import Dense
 from tombola.lab.errors import LabError
+from tombola.lab.examples import values_of
 from tombola.lab.runs.compiling import Objective, compiled
 from tombola.lab.runs.ledger import Ledger
 from tombola.lab.runs.lottery import begin_with
@@ -170,7 +171,7 @@ class Run:
         shape, classes = list(self.data.input_shape), self.data.classes
         model = {"model": self.config.model, "width": self.config.width, "input_shape": shape, "classes": classes}
         sparse = {"sparse": True} if self.config.sparse else {}
-        return {"data": self.config.data, **model, **sparse, "run": self.folder.name}
+        return {"data": self.config.data, **model, **values_of(self.data), **sparse, "run": self.folder.name}
 
     @contextmanager
     def _fitting(self) -> Iterator[None]:

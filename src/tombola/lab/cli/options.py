@@ -105,26 +105,33 @@ _RECIPES = [
         help="Of the learning rate, over the whole training; step: a tenth after 1/2 and after 3/4 of it.",
     ),
 ]
-_COMPUTED = [
-    click.option(
-        "--precision",
-        type=click.Choice(["fp32", "bf16"]),
-        show_default="fp32",
-        help="Of the arithmetic; bf16 by autocast, weights stay float32.",
-    ),
-    click.option(
-        "--channels-last/--no-channels-last",
-        default=None,
-        show_default="for convolutions over images of several channels",
-        help="Keep the channels of images innermost in memory.",
-    ),
-    click.option(
-        "--compile/--no-compile",
-        default=None,
-        show_default="on CUDA, for convolutions and at least 5,000 steps",
-        help="Train by code that torch.compile makes, on CUDA in CUDA graphs; if it cannot, the run says why.",
-    ),
-]
+
+
+def _computed(last: str) -> list[Callable[[F], F]]:
+    """Options for how networks compute; ``last`` says when their channels are innermost by default."""
+    return [
+        click.option(
+            "--precision",
+            type=click.Choice(["fp32", "bf16"]),
+            show_default="fp32",
+            help="Of the arithmetic; bf16 by autocast, weights stay float32.",
+        ),
+        click.option(
+            "--channels-last/--no-channels-last",
+            default=None,
+            show_default=last,
+            help="Keep the channels of images innermost in memory.",
+        ),
+        click.option(
+            "--compile/--no-compile",
+            default=None,
+            show_default="on CUDA, for convolutions and at least 5,000 steps",
+            help="Train by code that torch.compile makes, on CUDA in CUDA graphs; if it cannot, the run says why.",
+        ),
+    ]
+
+
+_COMPUTED = _computed("for convolutions over images of several channels")
 _DENSE = click.option("--dense/--no-dense", default=True, show_default=True, help="Train the dense net too.")
 _WHERE = [
     click.option(
@@ -205,6 +212,7 @@ _REPRODUCE = [
         show_default="0,1,2; at smoke scale 0",
         help="A run for each.",
     ),
+    *_computed("on CUDA, for convolutions over images of several channels"),
     click.option(
         "--out",
         type=click.Path(path_type=Path, file_okay=False),

@@ -9,6 +9,7 @@ from typing import Any
 import click
 from rich.text import Text
 
+from tombola.lab.cli.computing import Computing
 from tombola.lab.cli.running import Runs
 from tombola.lab.config import RunConfig
 from tombola.lab.data import load
@@ -68,6 +69,10 @@ def _checked(recipe: Recipe, scale: Scale, options: Mapping[str, Any]) -> list[R
     """The runs, once it is sure that their data are there."""
     found = recipe.runs(scale, seeds=options["seeds"] or (), data_dir=options["data_dir"])
     targets = [config.target for config in found if config.transfer is not None]
-    for data, inputs in dict.fromkeys((config.data, config.inputs) for config in (*found, *targets)):
-        load(data, data_dir=options["data_dir"], inputs=inputs, tell=lambda text: None)
-    return found
+    there = {
+        (data, inputs): load(data, data_dir=options["data_dir"], inputs=inputs, tell=lambda text: None)
+        for data, inputs in dict.fromkeys((config.data, config.inputs) for config in (*found, *targets))
+    }
+    asked = Computing.of_recipes(options)
+    asked.check()
+    return [asked.of(config, there[config.data, config.inputs]) for config in found]

@@ -278,6 +278,7 @@ def test_imagenet_is_the_papers(name: str, densities: set[float]) -> None:
     warm = {"rigl-resnet50": 5, "rigl-mobilenet": 8}[name]
     for config in runs:
         assert (config.batch_size, config.label_smoothing, config.data) == (4096, 0.1, "folder/imagenet")
+        assert config.micro_batch == 256  # one GPU does not hold more
         assert config.optimizer == SGD(lr=1.6, momentum=0.9, nesterov=True, weight_decay=1e-4)
         assert isinstance(config.schedule, WarmUp)
         assert config.schedule.epochs == warm
@@ -429,6 +430,8 @@ def test_how_it_computes() -> None:
     def found(name: str, *more: str) -> set[tuple[str, bool, bool]]:
         return {(run.precision, run.channels_last, run.compile) for run in asked(name, *smoke, *more)}
 
+    assert {run.micro_batch for run in asked("rigl-resnet50", *smoke)} == {None}
+    assert {run.micro_batch for run in asked("rigl-resnet50", *smoke, "--micro-batch", "4")} == {4}
     for name in ("cs-figure-2", "rigl-gru", "transfer"):  # on the CPU they keep the names that they have
         assert asked(name, *smoke) == find(name).runs("smoke")
     assert found("cs-figure-2", "--device", "cuda") == {("fp32", True, False)}

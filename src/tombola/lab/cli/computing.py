@@ -29,6 +29,7 @@ class Computing:
     precision: Precision = "fp32"
     channels_last: bool | None = None
     compile: bool | None = None
+    micro_batch: int | None = None
 
     @classmethod
     def of_recipes(cls, options: Mapping[str, Any]) -> Computing:
@@ -40,8 +41,13 @@ class Computing:
         last = options["channels_last"]
         if last is None and torch.device(options["device"]).type == "cpu":
             last = False
-        precision = options["precision"] or cls.precision
-        return cls(device=options["device"], precision=precision, channels_last=last, compile=options["compile"])
+        return cls(
+            device=options["device"],
+            precision=options["precision"] or cls.precision,
+            channels_last=last,
+            compile=options["compile"],
+            micro_batch=options["micro_batch"],
+        )
 
     def check(self) -> None:
         """Raise LabError if the device cannot do it."""
@@ -63,7 +69,8 @@ class Computing:
             last = spatial if last is None else last
             if fast is None:
                 fast = spatial and config.stretched(config.epochs) * _steps(config, data) >= WORTH_COMPILING
-        return replace(config, precision=self.precision, channels_last=last, compile=fast)
+        parts = config.micro_batch if self.micro_batch is None else self.micro_batch
+        return replace(config, precision=self.precision, channels_last=last, compile=fast, micro_batch=parts)
 
 
 def _steps(config: RunConfig, data: Dataset) -> int:

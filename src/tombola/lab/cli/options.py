@@ -107,8 +107,9 @@ _RECIPES = [
 ]
 
 
-def _computed(last: str) -> list[Callable[[F], F]]:
-    """Options for how networks compute; ``last`` says when their channels are innermost by default."""
+def _computed(last: str, parts: str) -> list[Callable[[F], F]]:
+    """Options for how networks compute; ``last`` and ``parts`` say when, by default, the channels of images are
+    innermost and how much of a batch is computed at a time."""
     return [
         click.option(
             "--precision",
@@ -128,10 +129,18 @@ def _computed(last: str) -> list[Callable[[F], F]]:
             show_default="on CUDA, for convolutions and at least 5,000 steps",
             help="Train by code that torch.compile makes, on CUDA in CUDA graphs; if it cannot, the run says why.",
         ),
+        click.option(
+            "--micro-batch",
+            type=COUNT,
+            metavar="N",
+            show_default=parts,
+            help="Compute each step in parts of at most N examples and add their gradients up, for batches that do not "
+            "fit into memory. Batch norm sees the parts.",
+        ),
     ]
 
 
-_COMPUTED = _computed("for convolutions over images of several channels")
+_COMPUTED = _computed("for convolutions over images of several channels", "the whole batch")
 _DENSE = click.option("--dense/--no-dense", default=True, show_default=True, help="Train the dense net too.")
 _WHERE = [
     click.option(
@@ -212,7 +221,7 @@ _REPRODUCE = [
         show_default="0,1,2; at smoke scale 0",
         help="A run for each.",
     ),
-    *_computed("on CUDA, for convolutions over images of several channels"),
+    *_computed("on CUDA, for convolutions over images of several channels", "256 on ImageNet, else the whole batch"),
     click.option(
         "--out",
         type=click.Path(path_type=Path, file_okay=False),

@@ -115,6 +115,7 @@ class Training:
     precision: Precision = "fp32"
     channels_last: bool | None = None
     compile: bool | None = None
+    micro_batch: int | None = None
     dense: bool = True
     device: str = "cpu"
 
@@ -206,8 +207,9 @@ class Training:
         )
         make = Workshop(config=base, data=data, device=torch.device("cpu"))
         asked = Computing(
-            device=self.device, precision=self.precision, channels_last=self.channels_last, compile=self.compile
-        )
+            device=self.device, precision=self.precision, channels_last=self.channels_last, compile=self.compile,
+            micro_batch=self.micro_batch,
+        )  # fmt: skip
         asked.check()
         base = asked.of(base, data)
         make = replace(make, config=base)

@@ -69,6 +69,7 @@ def fit(
     factor: Callable[[int], float] = lambda epoch: 1.0,
     objective: Objective | None = None,
     clip: float | None = None,
+    micro_batch: int | None = None,
     after_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> None:
     """Train ``model`` from epoch ``done`` to ``epochs``.
@@ -87,6 +88,8 @@ def fit(
         factor: epoch's number, from 0, to what the learning rates are multiplied by.
         objective: (inputs, labels) to the scalar that is to fall; None: the cross-entropy of ``model``.
         clip: largest norm of the gradients of all parameters together; None: they are left alone.
+        micro_batch: examples computed at a time: a batch is computed in parts of at most so many, whose gradients are
+            added up to those of its mean. Batch norm sees the parts. None: all at once.
         after_epoch: called with what each epoch came to, for measuring and saving.
 
     Raises:
@@ -104,13 +107,11 @@ def fit(
             model.train()
             total, steps = torch.zeros((), device=next(model.parameters()).device), 0
             for x, y in batches(epoch):
-                value = objective(x, y)
-                value.backward()
+                total += _gather(model, objective, x, y, micro_batch or len(x))
                 if clip is not None:
                     nn.utils.clip_grad_norm_(model.parameters(), clip)
                 optimizer.step()
                 optimizer.zero_grad()
-                total += value.detach()
                 steps += 1
                 if steps % LOOK == 0:
                     _mean(total, steps, epoch)
@@ -118,6 +119,24 @@ def fit(
                 raise LabError(f"epoch {epoch + 1} had no batch; is the DataLoader used up, or the data set empty?")
             mean = _mean(total, steps, epoch)
             after_epoch(Epoch(number=epoch + 1, steps=steps, train_loss=mean, lr=optimizer.param_groups[0]["lr"]))
+
+
+def _gather(model: nn.Module, objective: Objective, x: Tensor, y: Tensor, size: int) -> Tensor:
+    """Gather the gradients of a batch, computed in parts of at most ``size`` examples; its loss."""
+    if len(x) <= size:
+        value = objective(x, y)
+        value.backward()
+        return value.detach()
+    total = torch.zeros((), device=x.device)
+    for number, (inputs, labels) in enumerate(zip(x.split(size), y.split(size), strict=True)):
+        if number == 1:
+            for parameter in model.parameters():
+                if parameter.grad is not None:  # a CUDA graph has left it where its next replay writes
+                    parameter.grad = parameter.grad.clone()
+        value = objective(inputs, labels) * (len(inputs) / len(x))
+        value.backward()
+        total += value.detach()
+    return total
 
 
 def _mean(total: Tensor, steps: int, epoch: int) -> float:

@@ -316,6 +316,7 @@ class Run:
             factor=lambda epoch: config.schedule.factor(epoch * config.epochs / epochs, config.epochs),
             objective=self._objective(model, make),
             clip=config.clip,
+            micro_batch=config.micro_batch,
             after_epoch=after_epoch,
         )
 
@@ -327,7 +328,7 @@ class Run:
             return objective
         if self._compiled is None or self._compiled[0] is not model:  # the rounds of a search train the same one
             torch.compiler.reset()  # what was made for another one only takes room, and PyTorch compiles so often only
-            fast = compiled(objective, model, batch_size=make.config.batch_size, tell=self.tell)
+            fast = compiled(objective, model, batch_size=make.config.computed_batch, tell=self.tell)
             self._compiled = model, fast
         return self._compiled[1]
 

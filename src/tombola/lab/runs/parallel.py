@@ -1,7 +1,8 @@
 """Several runs side by side, each in a process of its own: clean memory, one thread, and no shared fate.
 
-The parent hands tasks out and takes events in, over one pipe for each worker. A worker whose parent vanishes ends at
-once, as after a ``kill -9``: the run's folder is free again and loses nothing.
+The parent hands tasks out and takes events in, over one pipe for each worker. A task whose worker dies is done again by
+another one, from its last checkpoint. A worker whose parent vanishes ends at once, as after a ``kill -9``: the run's
+folder is free again and loses nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Protocol
 
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
@@ -59,17 +61,39 @@ def run_many(
         raise LabError(f"jobs and threads must be 1 or more, not {jobs} and {how.threads}")
     configs = list(configs)
     schedule = Schedule(out, split=jobs > 1, hold=False, on_event=on_event)
-    crew = _Crew(schedule, how, on_event)
+    return carry_out(configs, schedule, _Crew(schedule, how, jobs, on_event))
+
+
+class Crew(Protocol):
+    """Whoever does the tasks of a schedule."""
+
+    def work(self) -> None:
+        """Until nothing is left."""
+
+    def stop(self) -> None:
+        """Ask the workers to save and leave, and give them a moment for it."""
+
+    def kill(self) -> None:
+        """End what is left."""
+
+
+def carry_out(configs: Sequence[RunConfig], schedule: Schedule, crew: Crew) -> list[Path]:
+    """Have the crew do all runs: their folders.
+
+    Raises:
+        LabError: some failed; the others were executed all the same.
+        KeyboardInterrupt: Ctrl-C. The runs at work saved where they stand.
+    """
     try:
         schedule.add(configs)
-        crew.work(jobs)
+        crew.work()
     except KeyboardInterrupt:
         crew.stop()
         raise
     finally:
         crew.kill()
         schedule.close()
-    return outcome(configs, out, schedule.errors)
+    return outcome(configs, schedule.out, schedule.errors)
 
 
 def outcome(configs: Sequence[RunConfig], out: Path, errors: Mapping[str, str]) -> list[Path]:
@@ -88,15 +112,15 @@ def outcome(configs: Sequence[RunConfig], out: Path, errors: Mapping[str, str]) 
 class _Crew:
     """The workers, and what each is at."""
 
-    def __init__(self, schedule: Schedule, how: How, on_event: OnEvent) -> None:
-        self.schedule, self.how, self.on_event = schedule, how, on_event
+    def __init__(self, schedule: Schedule, how: How, jobs: int, on_event: OnEvent) -> None:
+        self.schedule, self.how, self.jobs, self.on_event = schedule, how, jobs, on_event
         self.processes: dict[Connection, BaseProcess] = {}
         self.at: dict[Connection, Task | None] = {}
 
-    def work(self, jobs: int) -> None:
+    def work(self) -> None:
         """Until nothing is left."""
         while True:
-            while (idle := self._idle()) is not None or len(self.processes) < jobs:
+            while (idle := self._idle()) is not None or len(self.processes) < self.jobs:
                 if (task := self.schedule.next()) is None:
                     break
                 self._assign(idle or self._hire(), task)
@@ -145,26 +169,28 @@ class _Crew:
         with contextlib.suppress(OSError):  # a worker that is gone is buried when its pipe is read
             connection.send((task.config.to_json(), task.place))
 
-    def _hear(self, connection: Connection, said: tuple[str, Event] | str | None) -> None:
-        """An event of a run; or how the task ended: with an error, or well (None)."""
+    def _hear(self, connection: Connection, said: tuple[str, Event] | bool | str | None) -> None:
+        """An event of a run; that it has saved (True); or how the task ended: with an error, or well (None)."""
         task = self.at[connection]
         if isinstance(said, tuple):
             self.on_event(*said)
             return
         assert task is not None
+        if said is True:
+            self.schedule.saved(task)
+            return
         self.at[connection] = None
-        if said is None:
-            self.schedule.done(task)
-        else:
+        if isinstance(said, str):
             self.schedule.failed(task, said)
+        else:
+            self.schedule.done(task)
 
     def _bury(self, connection: Connection) -> None:
         process, task = self.processes.pop(connection), self.at.pop(connection)
         process.join()
         connection.close()
         if task is not None:
-            died = f"its worker process died (exit code {process.exitcode}); run the same again to go on"
-            self.schedule.failed(task, died)
+            self.schedule.died(task, f"exit code {process.exitcode}")
 
 
 def _worker(connection: Connection, out: Path, how: How) -> None:
@@ -188,8 +214,10 @@ def _worker(connection: Connection, out: Path, how: How) -> None:
         text, place = said
         task = Task(RunConfig.from_json(text), place)
         try:
-            connection.send(
-                attempt(task, out, how, on_event=lambda *event: connection.send(event), stop=stopping.is_set)
-            )
+            error = attempt(
+                task, out, how, on_event=lambda *event: connection.send(event), stop=stopping.is_set,
+                saved=lambda: connection.send(True),
+            )  # fmt: skip
         except Stopped:
             return
+        connection.send(error)

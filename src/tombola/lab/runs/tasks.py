@@ -23,6 +23,9 @@ from tombola.lab.runs.stages import plan
 from tombola.lab.runs.store import RunFolder
 from tombola.lab.runs.work import Stopped
 
+ATTEMPTS = 3
+"""Deaths of a task's workers, with no checkpoint between them, after which it is given up."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -143,6 +146,7 @@ class Schedule:
         self.errors: dict[str, str] = {}
         self._runs: dict[str, _Run] = {}
         self._at: set[Task] = set()
+        self._deaths: dict[Task, int] = {}  # since the last checkpoint
 
     def add(self, configs: Iterable[RunConfig], *, patience: float = 10.0) -> None:
         """Take up the runs, from where they stand. One that another process works on is an error of that run."""
@@ -182,6 +186,22 @@ class Schedule:
         self._at.discard(task)
         if (run := self._runs.get(task.run)) is not None:
             run.left.add(task)
+
+    def saved(self, task: Task) -> None:
+        """What the task has done so far cannot be lost any more."""
+        self._deaths.pop(task, None)
+
+    def died(self, task: Task, reason: str) -> None:
+        """The process at the task died: the task is done again from its last checkpoint, or given up if there were too
+        many deaths since."""
+        self._deaths[task] = self._deaths.get(task, 0) + 1
+        if self._deaths[task] >= ATTEMPTS or task.run in self.errors:
+            text = f"its workers died {ATTEMPTS} times without a checkpoint between, at last: {reason}"
+            self.failed(task, f"{text}; run the same again to go on")
+            return
+        again = f"a worker died ({reason}); another one goes on from the last checkpoint"
+        self.on_event(task.run, {"event": "warning", "text": again})
+        self.again(task)
 
     def failed(self, task: Task, text: str) -> None:
         """The task cannot be done, and so no other of its run."""

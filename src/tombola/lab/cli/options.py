@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from tombola.lab.cli.values import ClusterType, EpochsType, Listing, Number, PatternType
+from tombola.lab.places import RUNS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -146,10 +147,10 @@ _WHERE = [
     click.option(
         "--out",
         type=click.Path(path_type=Path, file_okay=False),
-        default=Path("runs"),
+        default=RUNS,
         metavar="DIR",
         show_default=True,
-        help="Folder for the runs and the report.",
+        help="Folder for the runs and the report. It is made, but not the one around it, other than runs.",
     ),
     click.option(
         "--data-dir",
@@ -227,7 +228,7 @@ _REPRODUCE = [
         type=click.Path(path_type=Path, file_okay=False),
         metavar="DIR",
         show_default="runs/NAME-SCALE",
-        help="Folder for the runs and the report.",
+        help="Folder for the runs and the report. It is made, but not the one around it, other than runs.",
     ),
     *_WHERE[1:],
 ]

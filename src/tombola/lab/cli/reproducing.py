@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import click
@@ -14,6 +13,7 @@ from tombola.lab.cli.running import Runs
 from tombola.lab.config import RunConfig
 from tombola.lab.data import load
 from tombola.lab.errors import LabError
+from tombola.lab.places import RUNS
 from tombola.lab.recipes import RECIPES, SCALES, Recipe, Scale, find
 from tombola.lab.report.experiments import Experiment, reduced, remember
 from tombola.lab.report.terminal import plain_table, stdout
@@ -50,7 +50,7 @@ def reproduction(options: Mapping[str, Any], command: str) -> None:
         recipe, scale = find(options["name"]), options["scale"]
     except LabError as error:
         raise click.UsageError(str(error), click.get_current_context()) from None
-    out = options["out"] or Path("runs") / f"{recipe.name}-{scale}"
+    out = options["out"] or RUNS / f"{recipe.name}-{scale}"
     console = stdout()
     if recipe.draw is not None:
         written = recipe.draw(out)

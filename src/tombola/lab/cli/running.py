@@ -22,6 +22,7 @@ from tombola.lab.cli.recipes import Training
 from tombola.lab.cli.sparse import SparseTraining
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
+from tombola.lab.places import made
 from tombola.lab.report.page import write_report
 from tombola.lab.report.terminal import print_summary, stdout
 from tombola.lab.runs.on_ray import Resources, run_on_ray
@@ -181,8 +182,8 @@ def _check_device(name: str) -> None:
 
 def _remember(out: Path, command: str) -> None:
     path = out / COMMANDS
+    made(out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
         known = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         if command not in known:
             write_atomically(path, "".join(f"{line}\n" for line in [*known, command]).encode())

@@ -31,7 +31,7 @@ def test_it_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if missing := [package for package in NEEDS[name] if importlib.util.find_spec(package) is None]:
-        pytest.skip(f"needs {' and '.join(missing)}")
+        pytest.skip(f"needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     if name == "compiled_loop" and shutil.which("c++") is None:
         pytest.skip("inductor needs a C++ compiler")
     monkeypatch.chdir(tmp_path)

@@ -108,7 +108,7 @@ _RECIPES = [
 ]
 
 
-def _computed(last: str, parts: str) -> list[Callable[[F], F]]:
+def _computed(last: str, parts: str) -> list[Any]:
     """Options for how networks compute; ``last`` and ``parts`` say when, by default, the channels of images are
     innermost and how much of a batch is computed at a time."""
     return [

@@ -1,4 +1,5 @@
-# `make run` finds winning tickets on the digits inside scikit-learn and writes a report; `make test` checks everything.
+# `make run` finds winning tickets on the digits inside scikit-learn and writes a report. `make test` runs the tests that
+# take minutes together, `make test-slow` those that take longer.
 PYTHON ?= python3
 BIN := .venv/bin
 

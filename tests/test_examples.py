@@ -8,6 +8,7 @@ import re
 import runpy
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,7 +24,7 @@ NEEDS = {
     "accelerate_loop": ("accelerate",),
     "lightning_trainer": ("lightning",),
     "compiled_loop": (),
-    "ray_train": ("ray", "pyarrow"),
+    "ray_train": ("ray", "pyarrow", "pandas"),
 }
 SLOW = ("compiled_loop", "ray_train")  # which compile, or start a cluster
 
@@ -34,7 +35,7 @@ def test_it_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if missing := [package for package in NEEDS[name] if importlib.util.find_spec(package) is None]:
-        pytest.skip(f"needs {' and '.join(missing)}")
+        pytest.skip(f"needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     if name == "compiled_loop" and shutil.which("c++") is None:
         pytest.skip("inductor needs a C++ compiler")
     monkeypatch.chdir(tmp_path)
@@ -58,6 +59,26 @@ def test_it_runs(
         import ray
 
         ray.shutdown()
+
+
+@slow
+@pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="needs submitit: pip install submitit")
+def test_searches_as_slurm_jobs(tmp_path: Path) -> None:
+    """A job for each seed, by processes of this machine instead of Slurm's; the jobs leave what the command would."""
+    search = ["--method", "imp", "--rounds", "1", "--epochs", "1", "--no-dense", "--no-controls", "--out", "sweep"]
+    command = [sys.executable, str(EXAMPLES / "on_slurm.py"), "--cluster", "local", "--seeds", "0,1", "--", *search]
+    path = os.pathsep.join([str(EXAMPLES.parent / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=250
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert [line.partition(": ")[2] for line in said] == [
+        f"done: {' '.join(search)} --jobs 1 --quiet --seeds {seed}" for seed in (0, 1)
+    ]
+    runs = sorted((tmp_path / "sweep").glob("imp-*"))
+    assert [run.name.split("-")[3] for run in runs] == ["s0", "s1"]
+    assert all((run / "done.json").is_file() for run in runs)
 
 
 @pytest.mark.parametrize("name", NEEDS)

@@ -3,7 +3,6 @@ they are not installed."""
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from loop import differ, loss_of
-from together import ENTRIES, gathered, spawn
+from together import ENTRIES, as_launched, gathered, on_cpu, spawn
 from torch import nn
 from torch.optim import SGD
 from zoo import NETS
@@ -19,16 +18,11 @@ from zoo import NETS
 import tombola
 from tombola import Masks
 from tombola.selection import unwrapped
+from tombola.sharded import is_sharded
 
 NET = NETS["mlp"]
 METHODS = ("cs density", "rigl", "static")
 STEPS = 5
-
-
-def as_launched(rank: int, ranks: int) -> None:
-    """What torchrun tells a process about itself."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400", "ACCELERATE_USE_CPU": "true"}
 
 
 def parts_of(step: int, rank: int, ranks: int) -> tuple[torch.Tensor, ...]:
@@ -45,12 +39,26 @@ def accelerated(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
     from accelerate import Accelerator
 
     as_launched(rank, ranks)
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    return with_accelerator(Accelerator(cpu=True, gradient_accumulation_steps=2), rank, ranks)
+
+
+def accelerated_sharded(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+
+    as_launched(rank, ranks)
+    with on_cpu():
+        plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+        accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2, fsdp_plugin=plugin)
+        return with_accelerator(accelerator, rank, ranks, sharded=True)
+
+
+def with_accelerator(accelerator: Any, rank: int, ranks: int, *, sharded: bool = False) -> dict[str, Any]:
     assert accelerator.num_processes == ranks
     found = {}
     for name in METHODS:
         plain = NET.model().double()
         model, optimizer = accelerator.prepare(plain, SGD(plain.parameters(), lr=0.1, momentum=0.9))
+        assert all(is_sharded(parameter) is sharded for parameter in model.parameters())
         run, drawn = ENTRIES[name].attach(model, optimizer, NET, STEPS), []
         for step in range(STEPS):
             for x in parts_of(step, rank, ranks):
@@ -62,6 +70,7 @@ def accelerated(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
                     optimizer.zero_grad()
             drawn.append(dict(run.masks))
         found[name] = result(run, model, drawn)
+        accelerator.free_memory()  # of the model, for it knows one at a time
     return found
 
 
@@ -117,6 +126,7 @@ def alone(name: str) -> dict[str, Any]:
 
 JOBS = {
     "accelerate": ("accelerate", accelerated),
+    "accelerate fsdp2": ("accelerate", accelerated_sharded),
     "fabric ddp": ("lightning", partial(in_fabric, strategy="ddp")),
     "fabric fsdp2": ("lightning", partial(in_fabric, strategy="fsdp2")),
 }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -119,6 +120,36 @@ def synchronised(model: nn.Module, sync: bool) -> contextlib.AbstractContextMana
 def gathered(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Whole copies of what may be sharded."""
     return {name: whole(tensor).detach().clone() for name, tensor in tensors.items()}
+
+
+def as_launched(rank: int, ranks: int) -> None:
+    """What torchrun tells a process about itself."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400", "ACCELERATE_USE_CPU": "true"}
+
+
+@contextlib.contextmanager
+def on_cpu() -> Iterator[None]:
+    """Inside it Accelerate has FSDP on the CPU too, as it is; it looks for it on accelerators alone otherwise."""
+    from accelerate.state import AcceleratorState, DistributedType
+
+    made = AcceleratorState.__init__
+
+    def init(self: Any, *args: Any, fsdp_plugin: Any = None, **others: Any) -> None:
+        made(self, *args, fsdp_plugin=fsdp_plugin, **others)
+        if fsdp_plugin is not None:
+            self.fsdp_plugin = fsdp_plugin
+        if getattr(self, "fsdp_plugin", None) is not None:
+            self.distributed_type = DistributedType.FSDP  # else it is that of the CPU again, with every call
+
+    AcceleratorState._reset_state(True)
+    AcceleratorState.__init__ = init
+    try:
+        yield
+    finally:
+        AcceleratorState.__init__ = made
+        os.environ.pop("ACCELERATE_USE_FSDP", None)  # which Accelerate leaves
+        AcceleratorState._reset_state(True)
 
 
 Job = Callable[[int, int, Path], Any]

@@ -98,6 +98,7 @@ class Attachment:
         seed: int,
         state: Mapping[str, Any] | None = None,  # go on from it
         warns: bool = True,  # of layers that keep nothing
+        copies: Any = None,  # as for Ranks
     ) -> None:
         optimizer = bare(optimizer)
         check_arguments(optimizer, method, steps, steps_per_epoch)
@@ -105,7 +106,7 @@ class Attachment:
         self.optimizer = optimizer
         self.steps = steps
         self.step = 0
-        self._ranks = Ranks(model)
+        self._ranks = Ranks(model, copies=copies)
         found = maskable(model, select)
         self._model = weakref.ref(unwrapped(model))
         self.parameters: dict[str, Parameter] = dict(found)

@@ -44,28 +44,29 @@ class Marked(Protocol):
 class Ranks:
     """The ranks that hold or share the parameters of ``model``; none if it is neither DDP nor sharded.
 
+    Args:
+        model: as it is trained, with its wrappers.
+        copies: the process group whose ranks hold copies of it, where nobody shows the wrapper that says so.
+
     Raises:
         TypeError: it is sharded by the first form of FSDP.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        inside = list(wrappers(model))
-        fsdp = sys.modules.get("torch.distributed.fsdp")  # slow to import; without it nothing can be sharded
-        if fsdp is not None and any(isinstance(module, fsdp.FullyShardedDataParallel) for module in model.modules()):
-            raise TypeError(
-                "attach: FullyShardedDataParallel flattens parameters, so that nobody can say which weight is which; "
-                "shard the model with torch.distributed.fsdp.fully_shard (FSDP2)"
-            )
+    def __init__(self, model: nn.Module, *, copies: Any = None) -> None:
+        groups = [w.process_group for w in wrappers(model) if isinstance(w, nn.parallel.DistributedDataParallel)]
+        refuse_flattened(model)
+        fsdp = _fsdp()
         self._fully_sharded = [m for m in model.modules() if fsdp is not None and isinstance(m, fsdp.FSDPModule)]
         self.reshard()
         # where what they exchange must be
         self._device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         self._groups: list[Any] = []
         self._shared: list[bool] = []  # whether the ranks of that group have parts of the same parameters
-        for wrapper in inside:
-            if isinstance(wrapper, nn.parallel.DistributedDataParallel):
-                self._add(wrapper.process_group, shared=False)
         sharded = next((p for p in model.parameters() if is_sharded(p)), None)
+        if copies is not None and sharded is None and not groups:
+            groups = [copies]
+        for group in groups:
+            self._add(group, shared=False)
         if sharded is not None:
             for dim, placement in enumerate(sharded.placements):
                 self._add(sharded.device_mesh.get_group(dim), shared=not placement.is_replicate())
@@ -136,6 +137,20 @@ class Ranks:
         for group in self._groups:
             distributed.all_reduce(found, distributed.ReduceOp.MAX, group=group)
         return bool(found)
+
+
+def _fsdp() -> Any:
+    return sys.modules.get("torch.distributed.fsdp")  # slow to import; without it nothing can be sharded
+
+
+def refuse_flattened(model: nn.Module) -> None:
+    """Raise TypeError if ``model`` is sharded by the first form of FSDP."""
+    fsdp = _fsdp()
+    if fsdp is not None and any(isinstance(module, fsdp.FullyShardedDataParallel) for module in model.modules()):
+        raise TypeError(
+            "attach: FullyShardedDataParallel flattens parameters, so that nobody can say which weight is which; "
+            "shard the model with torch.distributed.fsdp.fully_shard (FSDP2)"
+        )
 
 
 def _difference(names: Iterable[str], marks: Tensor, group: Any) -> str:

@@ -98,6 +98,30 @@ def test_rigl_keeps_its_density_at_every_step_and_the_model_is_a_plain_one(tmp_p
     assert all(not again.get_parameter(name)[~mask].any() for name, mask in callback.run.masks.items())
 
 
+def test_gpt2_pruned_by_cs_is_saved_loaded_and_trained_on(tmp_path: Path) -> None:
+    """Conv1D, whose weights are (inputs, outputs), and an output layer that is tied to the embedding."""
+    model, callback = gpt2(), AttachCallback(CS)
+    trainer(model, tmp_path, callback, save_strategy="no").train()
+    assert callback.run is not None
+    masks = callback.run.masks
+    assert masks.kept == round(0.3 * masks.total)
+    assert masks["transformer.h.0.mlp.c_fc.weight"].shape == (32, 128)  # a Linear's would be (128, 32)
+
+    model.save_pretrained(tmp_path / "ticket")
+    again = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "ticket")
+    assert again.lm_head.weight is again.transformer.wte.weight
+    assert bool(again.lm_head.weight.all())  # none of it is masked
+    assert not differ(again.state_dict(), model.state_dict())
+    tokens = torch.arange(16).view(2, 8)
+    assert torch.equal(again.eval()(tokens).logits, model.eval()(tokens).logits)
+    before = again.transformer.h[0].mlp.c_fc.weight.detach().clone()
+
+    trainer(again, tmp_path, AttachCallback(tombola.Fixed(masks)), save_strategy="no").train()
+    assert not torch.equal(again.transformer.h[0].mlp.c_fc.weight, before)
+    assert all(not again.get_parameter(name)[~mask].any() for name, mask in masks.items())
+    assert again.lm_head.weight is again.transformer.wte.weight
+
+
 @pytest.mark.parametrize(("make", "method"), [(bert, RIGL), (gpt2, CS)], ids=["BERT, RigL", "GPT-2, CS"])
 def test_resumed_is_never_stopped(make: Any, method: Any, tmp_path: Path) -> None:
     callbacks = [AttachCallback(method) for _ in range(2)]

@@ -39,7 +39,7 @@ READ = replace(DENSE, data="folder/flowers", inputs=Images(size=64, cutout=8, sk
 ALL = {**EVERY_METHOD, "layerwise": LAYERWISE, "stepped": STEPPED, "images": READ}
 LATER = replace(
     ALL["images"], label_smoothing=0.1, clip=10.0, examples=500, schedule=WarmUp(epochs=2, then=Cosine()),
-    precision="bf16", channels_last=True, compile=True,
+    precision="bf16", channels_last=True, compile=True, micro_batch=64,
 )  # fmt: skip
 ALL["later"] = LATER
 ALL["grey"] = replace(READ, inputs=Images(channels=1))
@@ -57,6 +57,7 @@ BEFORE = {  # what came later, and what every run was before
     "precision": "fp32",
     "channels_last": False,
     "compile": False,
+    "micro_batch": None,
 }
 
 
@@ -208,7 +209,7 @@ def test_every_setting_counts_in_the_hash(config: RunConfig) -> None:
         assert other.content_hash not in seen, f"{key} has the hash of {seen.get(other.content_hash)}"
         seen[other.content_hash] = key
         tried += 1
-    assert tried >= len(dataclasses.fields(RunConfig)) - 10
+    assert tried >= len(dataclasses.fields(RunConfig)) - 11
 
 
 def test_a_setting_that_came_later_leaves_older_runs_their_names() -> None:
@@ -268,6 +269,14 @@ def test_sparse_layers_compute_in_their_own_way(setting: dict[str, Any]) -> None
     with pytest.raises(ValueError, match="precision must be fp32, channels_last and compile false for sparse layers"):
         replace(RIGL, sparse=True, **setting)
     assert replace(RIGL, **setting).setting == "density=0.2" + (" bf16" if "precision" in setting else "")
+
+
+def test_batches_in_parts() -> None:
+    parts = replace(RIGL, micro_batch=48)
+    assert plain(parts) == {**plain(RIGL), "micro_batch": 48}
+    assert (parts.computed_batch, RIGL.computed_batch, replace(RIGL, micro_batch=500).computed_batch) == (48, 128, 128)
+    with pytest.raises(ValueError, match="micro_batch must be 1 or more, not 0"):
+        replace(RIGL, micro_batch=0)
 
 
 def test_older_runs_keep_their_folders() -> None:

@@ -549,6 +549,7 @@ IN_COLOUR = replace(EVERY_METHOD["rigl"], data="own_colours:load", epochs=3)
     [
         ({"precision": "bf16"}, None),
         ({"channels_last": True}, None),
+        ({"micro_batch": 50}, None),
         ({"compile": True}, "aot_eager"),
         pytest.param(
             {"compile": True, "channels_last": True},
@@ -560,7 +561,7 @@ IN_COLOUR = replace(EVERY_METHOD["rigl"], data="own_colours:load", epochs=3)
             ],
         ),
     ],
-    ids=["bf16", "channels-last", "compiled", "inductor"],
+    ids=["bf16", "channels-last", "micro-batches", "compiled", "inductor"],
 )
 def test_a_stop_costs_nothing_however_it_computes(
     setting: dict[str, Any], backend: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -587,6 +588,23 @@ def test_a_stop_costs_nothing_however_it_computes(
     assert found == pytest.approx(expected, rel=0.05)
     if "precision" in setting or backend == "aot_eager":
         assert (found == expected) == (backend == "aot_eager")  # which reorders nothing
+
+
+@pytest.mark.parametrize("name", ["rigl, sparse", "cs, pruning", "rigl, lottery"])
+def test_batches_in_parts_are_the_same_training(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the order in which sums are taken; compiled code is made for the parts."""
+    asked: list[int] = []
+
+    def by_backend(*arguments: Any, **options: Any) -> Any:
+        asked.append(options["batch_size"])
+        return compiled(*arguments, **options, backend="aot_eager")
+
+    monkeypatch.setattr("tombola.lab.runs.work.compiled", by_backend)
+    config = EVERY_METHOD[name]
+    parts = replace(config, micro_batch=48, compile=not config.sparse)  # two of 48 and one of 32
+    found, expected = (results(execute(each, tmp_path)) for each in (parts, config))
+    assert [r["test_loss"] for r in found] == pytest.approx([r["test_loss"] for r in expected], rel=1e-3)
+    assert set(asked) == (set() if config.sparse else {48})
 
 
 def test_each_network_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import multiprocessing
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from tombola.lab.runs.allocator import TUNABLES
 from tombola.lab.runs.experiment import execute
 from tombola.lab.runs.parallel import run_many
 from tombola.lab.runs.store import RunFolder
-from tombola.lab.runs.tasks import Schedule, Task
+from tombola.lab.runs.tasks import How, Schedule, Task
 from tombola.lab.runs.work import Event, Stopped
 from tombola.methods.magnitude import IMP
 
@@ -38,7 +40,11 @@ class Fails(nn.Linear):
             return super().forward(x.flatten(1))
         raise ArithmeticError("something that nobody foresaw")
 
-def dies(): os.kill(os.getpid(), signal.SIGKILL)
+def dies():
+    with open("deaths.txt", "a") as file:
+        print(os.getpid(), file=file)
+    os.kill(os.getpid(), signal.SIGKILL)
+
 def fails(classes): return Fails(64, classes)
 """
 
@@ -76,7 +82,9 @@ def test_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         one_by_one = execute(config, tmp_path / "one by one")
         assert files(tmp_path / "side by side" / config.folder_name) == files(one_by_one)
     said = {name: heard[config.folder_name][-1]["text"] for name, config in bad.items()}
-    assert said["dies"] == "its worker process died (exit code -9); run the same again to go on"
+    died = "its workers died 3 times without a checkpoint between, at last: exit code -9; run the same again to go on"
+    assert said["dies"] == died
+    assert len(set((tmp_path / "deaths.txt").read_text().split())) == 3
     assert "has no function 'nowhere'" in said["nowhere"]
     log = tmp_path / "side by side" / bad["fails"].folder_name / "error.log"
     assert said["fails"] == f"ArithmeticError: something that nobody foresaw (see {log})"
@@ -87,6 +95,52 @@ def test_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     again = [good[2], good[0], good[2]]
     folders = run_many(again, tmp_path / "side by side")  # finished already
     assert folders == [tmp_path / "side by side" / config.folder_name for config in again]
+
+
+def test_a_worker_that_dies_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice, all are killed in the middle of what they do: what comes out is the same, byte by byte."""
+    (tmp_path / "own_troubles.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    search = replace(SEARCH, data="own_troubles:data", epochs=5)
+    deaths, epochs, kills = list[str](), 0, [3, 17]
+
+    def on_event(name: str, event: Event) -> None:
+        nonlocal epochs
+        if event["event"] == "warning" and "died" in event["text"]:
+            deaths.append(event["text"])
+        epochs += event["event"] == "epoch"
+        if kills and epochs >= kills[0]:
+            kills.pop(0)
+            for process in multiprocessing.active_children():
+                process.kill()
+
+    (path,) = run_many([search], tmp_path / "killed", How(checkpoint_share=math.inf), jobs=2, on_event=on_event)
+    assert kills == []
+    assert set(deaths) == {"a worker died (exit code -9); another one goes on from the last checkpoint"}
+    assert files(path) == files(execute(search, tmp_path / "straight", threads=1))
+
+
+def test_deaths_are_counted_from_the_last_checkpoint(tmp_path: Path) -> None:
+    schedule = Schedule(tmp_path, split=True, hold=False, on_event=lambda run, event: None)
+    schedule.add([DENSE])
+
+    def again() -> bool:
+        found = schedule.next()
+        assert found in (task, None)
+        return found is not None
+
+    task = schedule.next()
+    assert task is not None
+    for saved in (False, False, True, False):
+        if saved:
+            schedule.saved(task)
+        schedule.died(task, "some reason")
+        assert again()
+    assert schedule.errors == {}
+    schedule.died(task, "some reason")
+    assert not again()
+    said = "its workers died 3 times without a checkpoint between, at last: some reason; run the same again to go on"
+    assert schedule.errors == {task.run: said}
 
 
 def test_wrong_numbers() -> None:

@@ -15,8 +15,10 @@ import torch
 from PIL import Image
 
 from tombola.lab import models
-from tombola.lab.cli.main import run
+from tombola.lab.cli.computing import Computing
+from tombola.lab.cli.main import cli, run
 from tombola.lab.cli.recipes import RECIPES as TRAINED
+from tombola.lab.cli.reproducing import _checked
 from tombola.lab.config import Dense, RunConfig
 from tombola.lab.data import load
 from tombola.lab.errors import LabError
@@ -24,6 +26,7 @@ from tombola.lab.inputs import Images, Text
 from tombola.lab.recipes import RECIPES, SCALES, Recipe, Scale, find
 from tombola.lab.recipes.base import stretched
 from tombola.lab.recipes.baselines import arithmetic, schedules
+from tombola.lab.recipes.nets import CONV6
 from tombola.lab.recipes.relaxation import curves
 from tombola.lab.report.experiments import experiments
 from tombola.lab.report.page import write_report
@@ -275,6 +278,7 @@ def test_imagenet_is_the_papers(name: str, densities: set[float]) -> None:
     warm = {"rigl-resnet50": 5, "rigl-mobilenet": 8}[name]
     for config in runs:
         assert (config.batch_size, config.label_smoothing, config.data) == (4096, 0.1, "folder/imagenet")
+        assert config.micro_batch == 256  # one GPU does not hold more
         assert config.optimizer == SGD(lr=1.6, momentum=0.9, nesterov=True, weight_decay=1e-4)
         assert isinstance(config.schedule, WarmUp)
         assert config.schedule.epochs == warm
@@ -411,6 +415,36 @@ def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
         (line,) = [line for line in lines if line.startswith(f"{recipe.name} ")]
         assert line.split()[-3:] == [f"{recipe.epochs(scale):,}" for scale in SCALES]
     assert "nothing is trained" in said.out
+
+
+def asked(*arguments: str) -> list[RunConfig]:
+    """The runs that `tombola reproduce` would make."""
+    with cli.commands["reproduce"].make_context("reproduce", list(arguments)) as context:
+        options = context.params
+        return _checked(find(options["name"]), options["scale"], options)
+
+
+def test_how_it_computes() -> None:
+    smoke = ("--scale", "smoke")
+
+    def found(name: str, *more: str) -> set[tuple[str, bool, bool]]:
+        return {(run.precision, run.channels_last, run.compile) for run in asked(name, *smoke, *more)}
+
+    assert {run.micro_batch for run in asked("rigl-resnet50", *smoke)} == {None}
+    assert {run.micro_batch for run in asked("rigl-resnet50", *smoke, "--micro-batch", "4")} == {4}
+    for name in ("cs-figure-2", "rigl-gru", "transfer"):  # on the CPU they keep the names that they have
+        assert asked(name, *smoke) == find(name).runs("smoke")
+    assert found("cs-figure-2", "--device", "cuda") == {("fp32", True, False)}
+    assert found("cs-figure-2", "--device", "cuda", "--no-channels-last") == {("fp32", False, False)}
+    assert found("rigl-gru", "--device", "cuda") == {("fp32", False, False)}
+    assert found("cs-figure-2", "--precision", "bf16", "--channels-last", "--compile") == {("bf16", True, True)}
+
+    images = load("tombola.lab.recipes.tiny:images")
+    dense = replace(CONV6, batch_size=16, epochs=1250)  # of two steps
+    for times, long in ((1, False), (2, True)):
+        made = Computing(device="cuda").of(replace(dense, method=Dense(times=times)), images)
+        assert (made.channels_last, made.compile) == (True, long)
+    assert not Computing(device="cuda").of(replace(dense, epochs=9999, model="lenet_300_100"), images).compile
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from rich.console import Console
 from tombola.lab.errors import LabError
 from tombola.lab.report.columns import cost_columns, result_columns
 from tombola.lab.report.experiments import Experiment, experiments, remember
+from tombola.lab.report.figures import entries
 from tombola.lab.report.findings import account, findings, matching, trust
 from tombola.lab.report.labels import EndLabel, label_ends
 from tombola.lab.report.page import read_summary, write_report
@@ -504,6 +505,19 @@ def test_a_dense_net_is_found_under_any_name(tmp_path: Path) -> None:
     assert task.dense is not None
     assert task.dense.accuracy.mean == 0.95
     assert [row.good for row in task.tickets] == [False]
+
+
+@pytest.mark.parametrize("precision", ["", "bf16"])
+def test_the_dense_net_of_equal_epochs_is_drawn_in_any_precision(precision: str, tmp_path: Path) -> None:
+    for place, (setting, epochs) in enumerate([("", 10), ("equal epochs", 40)]):
+        more = {"ticket": None, "epochs_search": 0, "epochs_total": epochs, "arithmetic": float(epochs)}
+        settings = config({"kind": "dense"}, 0) | {"epochs": epochs}
+        said = f"{setting} {precision}".strip()
+        write(tmp_path / f"d{place}", settings, [result("dense", said, 0, 1.0, 0.9 + place / 100, **more)])
+    (task,) = read_summary([tmp_path]).tasks
+    assert task.dense is not None
+    assert task.dense.setting == precision
+    assert "dense, equal epochs" in [entry.text for entry in entries(task)]
 
 
 def test_dense_training_alone_is_neither(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ QUIET = [
     "--enable-logging=stderr",  # the page's console
 ]
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here to look at the page with")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 
 
 @pytest.fixture(scope="module")

@@ -40,8 +40,8 @@ def checkpoints(path: Path) -> list[str]:
 
 
 def test_a_fresh_folder(tmp_path: Path) -> None:
-    with RunFolder(tmp_path / "a" / "b", DENSE) as folder:
-        assert folder.path == tmp_path / "a" / "b" / DENSE.folder_name
+    with RunFolder(tmp_path / "a", DENSE) as folder:
+        assert folder.path == tmp_path / "a" / DENSE.folder_name
         assert folder.name == DENSE.folder_name
         assert not folder.finished
         assert folder.ticket_path(3) == folder.path / "tickets" / "round-03.safetensors"
@@ -227,7 +227,7 @@ def test_metrics_of_any_content(tmp_path_factory: pytest.TempPathFactory, conten
 
 def test_an_out_that_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(LabError, match="cannot make this folder: Not a directory; choose another with --out"):
+    with pytest.raises(LabError, match="cannot make this folder: File exists; choose another with --out"):
         RunFolder(tmp_path / "file", DENSE)
 
 

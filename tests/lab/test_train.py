@@ -95,6 +95,59 @@ def test_an_epoch_without_a_batch() -> None:
         fit(model, torch.optim.SGD(model.parameters(), lr=0.1), lambda epoch: once, epochs=2)
 
 
+def test_a_batch_in_parts_has_the_gradient_of_the_whole() -> None:
+    """Of 5, 5 and 2 examples: each weighs as many as it has."""
+
+    def trained(size: int | None) -> tuple[object, list[Epoch]]:
+        torch.manual_seed(0)
+        model, seen = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double(), list[Epoch]()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+        fit(
+            model, optimizer, lambda epoch: [(X.double(), Y), (X[3:].double(), Y[3:])], epochs=3, clip=0.05,
+            micro_batch=size, after_epoch=seen.append,
+        )  # fmt: skip
+        return model.state_dict(), seen
+
+    (whole, epochs), (parts, again) = trained(None), trained(5)
+    assert differ(whole, parts)  # sums are taken in another order
+    for name, tensor in whole.items():  # type: ignore[attr-defined]
+        torch.testing.assert_close(parts[name], tensor, rtol=1e-9, atol=1e-12)  # type: ignore[index]
+    assert [epoch.train_loss for epoch in again] == pytest.approx([epoch.train_loss for epoch in epochs], rel=1e-6)
+    assert not differ(trained(12), trained(None))
+
+
+def test_batch_norm_sees_the_parts() -> None:
+    model, by_hand = (nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)) for _ in range(2))
+    by_hand.load_state_dict(model.state_dict())
+    fit(model, torch.optim.SGD(model.parameters(), lr=0.1), lambda epoch: [(X, Y)], epochs=1, micro_batch=8)
+    loss = sum(nn.functional.cross_entropy(by_hand(X[a:b]), Y[a:b]) * (b - a) / 12 for a, b in ((0, 8), (8, 12)))
+    assert isinstance(loss, Tensor)
+    loss.backward()  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        for parameter in by_hand.parameters():
+            parameter -= 0.1 * parameter.grad  # type: ignore[operator]
+    for name, tensor in by_hand.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], tensor)
+
+
+def test_parts_whose_gradients_lie_in_the_memory_of_a_graph() -> None:
+    """What the first part has left there is another part's when a CUDA graph is replayed."""
+    model, left = nn.Linear(4, 3), list[Tensor]()
+    model.weight.register_post_accumulate_grad_hook(lambda p: left.append(p.grad))
+
+    def objective(x: Tensor, y: Tensor) -> Tensor:
+        if left:
+            left[0].fill_(torch.nan)
+        return nn.functional.cross_entropy(model(x), y)
+
+    fit(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), lambda epoch: [(X, Y)], epochs=1, micro_batch=4,
+        objective=objective,
+    )  # fmt: skip
+    assert len(left) == 3
+    assert bool(model.weight.isfinite().all())
+
+
 def test_measure_by_hand() -> None:
     model = nn.Sequential(nn.Dropout(0.9), nn.Linear(1, 2, bias=False))
     with torch.no_grad():

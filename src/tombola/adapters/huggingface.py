@@ -5,6 +5,9 @@
     trainer.train()                 # or train(resume_from_checkpoint=True): goes on as if it had never stopped
     model.save_pretrained(folder)   # the sparse weights, under their usual names
 
+Under torchrun or `accelerate launch` ranks are compared as `attach` compares them, with DDP and with FSDP2
+(``TrainingArguments(fsdp=True)``). FSDP in its first form is refused; DeepSpeed is not supported.
+
 While it trains, ``evaluate()`` and checkpoints see the network as it trains: for a soft method its soft weights. When
 ``train()`` returns, the model is the ticket, and ``evaluate()`` measures that.
 """
@@ -18,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.pytorch_utils import Conv1D
@@ -26,7 +29,9 @@ from transformers.pytorch_utils import Conv1D
 from tombola.attach import Attachment
 from tombola.files import write_atomically
 from tombola.methods.protocol import HardMethod, SoftMethod
+from tombola.ranks import refuse_flattened
 from tombola.selection import Select, maskable, unwrapped
+from tombola.sharded import local
 
 FILE = "tombola.pt"
 """In each checkpoint folder: the state of the attachment."""
@@ -97,13 +102,15 @@ class AttachCallback(TrainerCallback):
         if self._live and self.run is not None:  # a training that was interrupted
             self.run._let_go()  # the weights may be those of a checkpoint by now
             self._live = False
+        refuse_flattened(model)
         self._arguments: dict[str, Any] = {
-            "model": unwrapped(model),
+            "model": model,
             "optimizer": optimizer,
             "steps": state.max_steps,
             "steps_per_epoch": _steps_per_epoch(train_dataloader, args.gradient_accumulation_steps),
             "select": self._selected(model),
             "seed": self.seed,
+            "copies": distributed.group.WORLD if args.world_size > 1 else None,  # callbacks are not shown a DDP
         }
         if state.global_step == 0:
             self.run = Attachment(method=self.method, **self._arguments)
@@ -115,10 +122,12 @@ class AttachCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         """Write the state of the method beside that of the model."""
-        if self._live and self.run is not None and args.should_save:
-            file = io.BytesIO()
-            torch.save(self.run.state_dict(), file)
-            write_atomically(_checkpoint(args, state) / FILE, file.getbuffer())
+        if self._live and self.run is not None:
+            content = self.run.state_dict(full=True)  # for which all ranks are needed if it is sharded
+            if args.should_save:
+                file = io.BytesIO()
+                torch.save(content, file)
+                write_atomically(_checkpoint(args, state) / FILE, file.getbuffer())
 
     def on_log(
         self,
@@ -162,18 +171,20 @@ class AttachCallback(TrainerCallback):
     def _resumed(self, folder: Path) -> Attachment:
         """An attachment that goes on from a checkpoint, whose weights the model has."""
         own = maskable(self._arguments["model"], self._arguments["select"])
-        before = {name: parameter.detach().clone() for name, parameter in own.items()}
+        before = {name: local(parameter).detach().clone() for name, parameter in own.items()}
         run = Attachment(method=self.method, state=_read(folder / FILE), **self._arguments)
-        for name, parameter in run.parameters.items():
-            if not torch.equal(parameter, before[name]):
-                run._let_go()
-                with torch.no_grad():
-                    for other, values in before.items():
-                        own[other].copy_(values)
-                raise ValueError(
-                    f"{folder / FILE} is not of the weights that the Trainer has loaded ({name!r} differs); "
-                    "give the checkpoint's folder as TrainingArguments(resume_from_checkpoint=…) too"
-                )
+        wrong = [name for name, p in run.parameters.items() if not torch.equal(local(p), before[name])]
+        if run._ranks.any(bool(wrong)):
+            run._let_go()
+            with torch.no_grad():
+                for name, values in before.items():
+                    local(own[name]).copy_(values)
+            run._ranks.reshard()
+            which = repr(wrong[0]) if wrong else "a weight of another rank"
+            raise ValueError(
+                f"{folder / FILE} is not of the weights that the Trainer has loaded ({which} differs); "
+                "give the checkpoint's folder as TrainingArguments(resume_from_checkpoint=…) too"
+            )
         return run
 
 

@@ -4,6 +4,9 @@
     trainer = lightning.Trainer(max_epochs=10, callbacks=[callback])
     trainer.fit(module, loader)     # or fit(module, loader, ckpt_path=…): goes on as if it had never stopped
 
+With several ranks these are compared as `attach` compares them: under DDP, and with FSDP2 (``ModelParallelStrategy``).
+FSDP in its first form is refused; DeepSpeed is not supported.
+
 (From a checkpoint in the middle of an epoch Lightning itself goes on with other batches than those that were left.)
 While it trains, validation and checkpoints see the network as it trains: for a soft method its soft weights. When
 ``fit()`` returns, the module is the ticket, and ``trainer.validate(module)`` measures that.
@@ -71,7 +74,7 @@ class AttachCallback(Callback):
         self._hook = optimizer.register_step_pre_hook(_evaluate_closure)  # before the hooks of attach
         try:
             self.run = Attachment(
-                pl_module,
+                trainer.model,  # with the wrapper that says which ranks there are
                 optimizer,
                 self.method,
                 steps=int(steps),
@@ -88,7 +91,7 @@ class AttachCallback(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the density."""
         if self.run is not None:
-            self.log("density", self.run.density)
+            self.log("density", self.run.density, sync_dist=True)  # alike on all ranks, but Lightning wants to be told
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave a plain module: the ticket."""
@@ -99,7 +102,7 @@ class AttachCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """For checkpoints: the state of the attachment, or nothing when none is at work."""
-        return self.run.state_dict() if self._live and self.run is not None else {}
+        return self.run.state_dict(full=True) if self._live and self.run is not None else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From a checkpoint; it is taken up when training begins."""

@@ -119,6 +119,8 @@ class RunConfig:
         transfer: of a search: other data that the tickets of ``retrain``, and their controls, are trained on too.
         precision, channels_last: how the network computes, as :class:`tombola.lab.runs.mode.Mode` has them.
         compile: train by code that ``torch.compile`` makes, on CUDA in CUDA graphs, where that can be had.
+        micro_batch: compute each step in parts of at most so many examples, whose gradients are added up, for batches
+            that the memory of the device does not hold; batch norm sees the parts. None: all at once.
 
     Raises:
         ValueError: a value outside its range, or settings that contradict each other.
@@ -152,13 +154,15 @@ class RunConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
     compile: bool = False
+    micro_batch: int | None = None
 
     def __post_init__(self) -> None:
         for key in ("rounds", "epochs", "batch_size", "evaluate_every"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be 1 or more, not {getattr(self, key)}")
-        if self.examples is not None and self.examples < 1:
-            raise ValueError(f"examples must be 1 or more, not {self.examples}")
+        for key in ("examples", "micro_batch"):
+            if (value := getattr(self, key)) is not None and value < 1:
+                raise ValueError(f"{key} must be 1 or more, not {value}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be 0 or more and below 1, not {self.label_smoothing}")
         if self.clip is not None and not self.clip > 0:
@@ -302,6 +306,11 @@ class RunConfig:
         if self.score_optimizer is None or isinstance(self.method, IMP):
             return self.method
         return replace(self.method, score_optimizer=partial(_make, self.score_optimizer))
+
+    @property
+    def computed_batch(self) -> int:
+        """Examples that are computed at a time."""
+        return min(self.batch_size, self.micro_batch or self.batch_size)
 
     @property
     def training_method(self) -> Pruning:

@@ -46,7 +46,7 @@ def _channels_last(model: nn.Module, x: Tensor) -> Run:
 
 def _bf16(model: nn.Module, x: Tensor) -> Run:
     low = _channels_last(model.bfloat16(), x)
-    return lambda x: low(x.bfloat16()).float()
+    return lambda x: low(x.bfloat16() if x.is_floating_point() else x).float()
 
 
 def _compiled(model: nn.Module, x: Tensor) -> Run:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tombola.lab import models
 from tombola.lab.engines import DENSE, Speed, compare
 from tombola.lab.errors import LabError
-from tombola.lab.forms import write
+from tombola.lab.examples import KEY, example
+from tombola.lab.forms import FORMS, write
 from tombola.masks import Masks
 from tombola.methods.protocol import is_number
 from tombola.sparse import semi_structured
@@ -72,14 +73,6 @@ def network(ticket: Ticket, *, own: str | None = None) -> tuple[nn.Module, Masks
     return model.eval(), masks
 
 
-def example(said: Mapping[str, Any], batch: int) -> Tensor:
-    """A batch that the network of a ticket or a sparse file takes: numbers drawn at random, the same each time."""
-    generator = torch.Generator().manual_seed(0)
-    if said.get("data") == "text":
-        return torch.randint(said["classes"], (batch, *said["input_shape"]), generator=generator)
-    return torch.randn(batch, *said["input_shape"], generator=generator)
-
-
 def export_sparse(ticket: Ticket, path: Path, *, batch: int, bf16: bool, own: str | None = None) -> Converted:
     """Convert the ticket's network for inference in batches of ``batch``, as fast as measured here, and save it.
 
@@ -87,7 +80,8 @@ def export_sparse(ticket: Ticket, path: Path, *, batch: int, bf16: bool, own: st
         LabError: the model cannot be had or does not fit, or the file cannot be written.
     """
     model, masks = network(ticket, own=own)
-    fast = convert(model, masks, example=example(ticket.provenance, batch), bf16=bf16)
+    x = _fitting(model, ticket.provenance, batch)
+    fast = convert(model, masks, example=x, bf16=bf16)
     with _writing(path):
         save(fast, path, about={**_about(ticket), "batch": batch})
     return fast
@@ -115,7 +109,22 @@ def export_dense(ticket: Ticket, path: Path, *, form: str, own: str | None = Non
         LabError: the model cannot be had or does not fit, or cannot be exported so, or the file cannot be written.
     """
     model, _ = network(ticket, own=own)
-    return write(form, model, example(ticket.provenance, 3), path)
+    x = _fitting(model, ticket.provenance, 3) if FORMS[form].run else torch.empty(0)
+    return write(form, model, x, path)
+
+
+@torch.no_grad()
+def _fitting(model: nn.Module, said: Mapping[str, Any], batch: int) -> Tensor:
+    """A batch that ``model`` is sure to take."""
+    x = example(said, batch)
+    try:
+        model(x)
+    except Exception as error:  # whatever a model that somebody else wrote may raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        known = "" if KEY in said else ", which is meant where a ticket does not say; train once more for one that does"
+        inputs = f"inputs of shape {tuple(x.shape)} and {x.dtype}{known}"
+        raise LabError(f"its model {said['model']!r} does not take {inputs} ({reason})") from error
+    return x
 
 
 @contextmanager
@@ -131,7 +140,7 @@ def _about(ticket: Ticket) -> dict[str, Any]:
     return {**said, "density": ticket.density}
 
 
-_ABOUT = ("model", "input_shape", "classes", "width", "data", "run", "seed", "trained")
+_ABOUT = ("model", "input_shape", "classes", "width", "data", "run", "seed", "trained", KEY)
 
 
 def restored(path: Path, *, own: str | None = None) -> Converted:
@@ -160,8 +169,7 @@ def speeds(
     Raises:
         LabError: as :func:`restored`.
     """
-    restored(path, own=own)  # mistakes are found here and not in every process
-    x = example(about(path), batch)
+    x = _fitting(restored(path, own=own), about(path), batch)  # mistakes are found here and not in every process
     engines = [name for name in DENSE if bf16 or "bfloat16" not in name]
     make, dense = partial(restored, path, own=own), partial(_dense, path, own=own)
     return compare(make, dense, x, threads=threads, turns=turns, engines=engines, tell=tell)

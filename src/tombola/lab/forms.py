@@ -29,11 +29,13 @@ class Form:
     suffix: of the file.
     write: (model in inference mode, a batch for it, file), gives a line on what was checked. May raise ImportError.
     read: how its user reads it.
+    run: whether it is traced and checked on the batch, which means nothing to it otherwise.
     """
 
     suffix: str
     write: Callable[[nn.Module, Tensor, Path], str]
     read: str
+    run: bool = True
 
 
 def state_dict(model: nn.Module, x: Tensor, path: Path) -> str:
@@ -83,8 +85,10 @@ def onnx(model: nn.Module, x: Tensor, path: Path) -> str:
 
 
 FORMS: Mapping[str, Form] = {
-    "state-dict": Form(".pt", state_dict, "model.load_state_dict(torch.load(FILE, weights_only=True))"),
-    "safetensors": Form(".dense.safetensors", safetensors, "model.load_state_dict(safetensors.torch.load_file(FILE))"),
+    "state-dict": Form(".pt", state_dict, "model.load_state_dict(torch.load(FILE, weights_only=True))", run=False),
+    "safetensors": Form(
+        ".dense.safetensors", safetensors, "model.load_state_dict(safetensors.torch.load_file(FILE))", run=False
+    ),
     "onnx": Form(".onnx", onnx, 'onnxruntime.InferenceSession(FILE).run(None, {"input": x})'),
     "torch-export": Form(".pt2", torch_export, "torch.export.load(FILE).module()"),
 }

@@ -19,6 +19,7 @@ BEFORE: Mapping[str, Any] = {
     "precision": "fp32",
     "channels_last": False,
     "compile": False,
+    "micro_batch": None,
 }
 """Setting -> what every run without it is; whatever the default may become, this must stay."""
 IMAGES_BEFORE: Mapping[str, Any] = {"channels": 3}

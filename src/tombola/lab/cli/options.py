@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from tombola.lab.cli.values import ClusterType, EpochsType, Listing, Number, PatternType
+from tombola.lab.places import RUNS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -115,35 +116,51 @@ _RECIPES = [
         help="Of the learning rate, over the whole training; step: a tenth after 1/2 and after 3/4 of it.",
     ),
 ]
-_COMPUTED = [
-    click.option(
-        "--precision",
-        type=click.Choice(["fp32", "bf16"]),
-        show_default="fp32",
-        help="Of the arithmetic; bf16 by autocast, weights stay float32.",
-    ),
-    click.option(
-        "--channels-last/--no-channels-last",
-        default=None,
-        show_default="for convolutions over images of several channels",
-        help="Keep the channels of images innermost in memory.",
-    ),
-    click.option(
-        "--compile/--no-compile",
-        default=None,
-        show_default="on CUDA, for convolutions and at least 5,000 steps, without --together",
-        help="Train by code that torch.compile makes, on CUDA in CUDA graphs; if it cannot, the run says why.",
-    ),
-]
+
+
+def _computed(last: str, parts: str) -> list[Any]:
+    """Options for how networks compute; ``last`` and ``parts`` say when, by default, the channels of images are
+    innermost and how much of a batch is computed at a time."""
+    return [
+        click.option(
+            "--precision",
+            type=click.Choice(["fp32", "bf16"]),
+            show_default="fp32",
+            help="Of the arithmetic; bf16 by autocast, weights stay float32.",
+        ),
+        click.option(
+            "--channels-last/--no-channels-last",
+            default=None,
+            show_default=last,
+            help="Keep the channels of images innermost in memory.",
+        ),
+        click.option(
+            "--compile/--no-compile",
+            default=None,
+            show_default="on CUDA, for convolutions and at least 5,000 steps, without --together",
+            help="Train by code that torch.compile makes, on CUDA in CUDA graphs; if it cannot, the run says why.",
+        ),
+        click.option(
+            "--micro-batch",
+            type=COUNT,
+            metavar="N",
+            show_default=parts,
+            help="Compute each step in parts of at most N examples and add their gradients up, for batches that do not "
+            "fit into memory. Batch norm sees the parts.",
+        ),
+    ]
+
+
+_COMPUTED = _computed("for convolutions over images of several channels", "the whole batch")
 _DENSE = click.option("--dense/--no-dense", default=True, show_default=True, help="Train the dense net too.")
 _WHERE = [
     click.option(
         "--out",
         type=click.Path(path_type=Path, file_okay=False),
-        default=Path("runs"),
+        default=RUNS,
         metavar="DIR",
         show_default=True,
-        help="Folder for the runs and the report.",
+        help="Folder for the runs and the report. It is made, but not the one around it, other than runs.",
     ),
     _DATA_DIR,
     click.option(
@@ -218,12 +235,13 @@ _REPRODUCE = [
         show_default="0,1,2; at smoke scale 0",
         help="A run for each.",
     ),
+    *_computed("on CUDA, for convolutions over images of several channels", "256 on ImageNet, else the whole batch"),
     click.option(
         "--out",
         type=click.Path(path_type=Path, file_okay=False),
         metavar="DIR",
         show_default="runs/NAME-SCALE",
-        help="Folder for the runs and the report.",
+        help="Folder for the runs and the report. It is made, but not the one around it, other than runs.",
     ),
     *_WHERE[1:],
 ]

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
 
 from tombola.lab import models
+from tombola.lab.cli.computing import Computing
 from tombola.lab.cli.values import Epochs
 from tombola.lab.config import Dense, RunConfig
 from tombola.lab.data import load
 from tombola.lab.errors import LabError
 from tombola.lab.inputs import Images, Inputs, Text
-from tombola.lab.runs.mode import Precision, check_precision
+from tombola.lab.runs.mode import Precision
 from tombola.lab.runs.workshop import Workshop
 from tombola.lab.settings import SGD, Adam, AdamW, Constant, Cosine, Drops, Optimizer, Schedule
 from tombola.lab.study import BASE, SCORE_OPTIMIZER
@@ -70,7 +70,6 @@ _SMALL = Recipe(
     schedule=BASE.schedule,
 )
 RECIPES = {"conv2": _CONV, "conv4": _CONV, "conv6": _CONV, "resnet20": _RESNET, "wrn_22_2": _WIDE}
-WORTH_COMPILING = 5000  # steps of a training: a minute of compiling comes first
 STEP, STEP_EPOCHS = Drops(epochs=(50, 75), by=0.1), 100  # a tenth after a half and after three quarters
 DEFAULT_MODEL = {
     "digits": "lenet_300_100",
@@ -116,6 +115,7 @@ class Training:
     precision: Precision = "fp32"
     channels_last: bool | None = None
     compile: bool | None = None
+    micro_batch: int | None = None
     dense: bool = True
     device: str = "cpu"
     together: int = 1
@@ -207,29 +207,16 @@ class Training:
             unmasked=self.unmasked or models.unmasked(self.model_name),
         )
         make = Workshop(config=base, data=data, device=torch.device("cpu"))
-        check_precision(self.precision, torch.device(self.device))
-        base = self._computed(base, make)
+        asked = Computing(
+            device=self.device, precision=self.precision, channels_last=self.channels_last, compile=self.compile,
+            micro_batch=self.micro_batch, together=self.together,
+        )  # fmt: skip
+        asked.check()
+        base = asked.of(base, data)
         make = replace(make, config=base)
         make.check()
         make.maskable(make.model())
         return base, make
-
-    def _computed(self, base: RunConfig, make: Workshop) -> RunConfig:
-        """``base`` with how the network computes: as asked for, or else as is fastest on the device.
-
-        Measured on CPUs, channels_last trains ResNet-20 and Conv-6 in 0.8 of the time, while compiled code is faster
-        for one and slower for the other.
-        """
-        device, shape = torch.device(self.device).type, make.data.input_shape
-        convolves = any(isinstance(module, nn.Conv2d) for module in make.model().modules())
-        spatial = convolves and len(shape) == 3 and shape[0] > 1
-        long = base.epochs * make.data.steps(base.batch_size) >= WORTH_COMPILING
-        last = spatial and device in ("cpu", "cuda") if self.channels_last is None else self.channels_last
-        if self.compile and self.together > 1:
-            raise LabError("--together: is not for --compile, whose code is that of one network; leave one of them out")
-        usual = spatial and long and device == "cuda" and self.together == 1
-        compiled = usual if self.compile is None else self.compile
-        return replace(base, precision=self.precision, channels_last=last, compile=compiled)
 
     def score_optimizer(self) -> Optimizer | None:
         """The recipe's optimiser of scores, unless another one was asked for the weights."""

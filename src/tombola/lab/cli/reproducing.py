@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import click
 from rich.text import Text
 
+from tombola.lab.cli.computing import Computing
 from tombola.lab.cli.running import Runs
 from tombola.lab.config import RunConfig
 from tombola.lab.data import load
 from tombola.lab.errors import LabError
 from tombola.lab.launched import launched
+from tombola.lab.places import RUNS
 from tombola.lab.recipes import RECIPES, SCALES, Recipe, Scale, find
 from tombola.lab.report.experiments import Experiment, reduced, remember
 from tombola.lab.report.terminal import plain_table, stdout
@@ -50,7 +51,7 @@ def reproduction(options: Mapping[str, Any], command: str) -> None:
         recipe, scale = find(options["name"]), options["scale"]
     except LabError as error:
         raise click.UsageError(str(error), click.get_current_context()) from None
-    out = options["out"] or Path("runs") / f"{recipe.name}-{scale}"
+    out = options["out"] or RUNS / f"{recipe.name}-{scale}"
     console = stdout()
     if recipe.draw is not None:
         if (here := launched()) is not None and here.rank:
@@ -73,6 +74,10 @@ def _checked(recipe: Recipe, scale: Scale, options: Mapping[str, Any]) -> list[R
     """The runs, once it is sure that their data are there."""
     found = recipe.runs(scale, seeds=options["seeds"] or (), data_dir=options["data_dir"])
     targets = [config.target for config in found if config.transfer is not None]
-    for data, inputs in dict.fromkeys((config.data, config.inputs) for config in (*found, *targets)):
-        load(data, data_dir=options["data_dir"], inputs=inputs, tell=lambda text: None)
-    return found
+    there = {
+        (data, inputs): load(data, data_dir=options["data_dir"], inputs=inputs, tell=lambda text: None)
+        for data, inputs in dict.fromkeys((config.data, config.inputs) for config in (*found, *targets))
+    }
+    asked = Computing.of_recipes(options)
+    asked.check()
+    return [asked.of(config, there[config.data, config.inputs]) for config in found]

@@ -23,6 +23,7 @@ from tombola.lab.cli.sparse import SparseTraining
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
 from tombola.lab.launched import Launched, launched
+from tombola.lab.places import made
 from tombola.lab.report.page import write_report
 from tombola.lab.report.terminal import print_summary, stdout
 from tombola.lab.runs.alike import groups
@@ -228,8 +229,8 @@ def check_usable(name: str) -> None:
 
 def _remember(out: Path, command: str) -> None:
     path = out / COMMANDS
+    made(out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
         known = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         if command not in known:
             write_atomically(path, "".join(f"{line}\n" for line in [*known, command]).encode())

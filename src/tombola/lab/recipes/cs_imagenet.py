@@ -30,6 +30,7 @@ BASE = replace(
     optimizer=SGD(lr=0.1, momentum=0.9, weight_decay=1e-4),
     schedule=Drops(epochs=(30, 60), by=0.1),
     label_smoothing=0.0,
+    micro_batch=None,
 )
 INITIAL_SCORES = (0.0, -0.01, -0.02, -0.03, -0.05)
 HARDEN_AT = 0.8

@@ -17,7 +17,7 @@ def reduced(base: RunConfig, scale: Scale) -> RunConfig:
         return base
     batch = by(scale, full=0, cpu=128, smoke=16)
     rate = base.optimizer.lr * batch / base.batch_size
-    small = replace(base, batch_size=batch, optimizer=replace(base.optimizer, lr=rate))
+    small = replace(base, batch_size=batch, micro_batch=None, optimizer=replace(base.optimizer, lr=rate))
     inputs = Images(size=SMOKE_SIZE)
     small = by(scale, full=base, cpu=replace(small, data="cifar10", inputs=None), smoke=replace(small, inputs=inputs))
     return smaller(small, scale, epochs=6, width=0.25, examples=2500)

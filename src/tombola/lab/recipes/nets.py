@@ -4,7 +4,8 @@ conv6: section 4 of the ICLR-2020 submission of Savarese et al., arXiv 1912.0442
 resnet20: the same, and the authors' code, which adds Nesterov momentum; the papers also call this net ResNet-18.
 vgg16: as resnet20. That the NeurIPS version trains both alike is from memory.
 resnet50: Evci et al., arXiv 1911.11134: 32,000 steps of 4,096 images are 102 epochs, here 100, a warm-up over the first
-five, and label smoothing of 0.1.
+five, and label smoothing of 0.1. One GPU does not hold 4,096 images: a step is computed in parts of 256, which batch
+norm sees.
 
 All train on all 50,000 or 1,281,167 training images. Savarese et al.'s code holds 5,000 of CIFAR-10 back; their text
 counts 780 updates for two epochs, which is all of them.
@@ -45,4 +46,5 @@ RESNET50 = RunConfig(
     optimizer=SGD(lr=1.6, momentum=0.9, nesterov=True, weight_decay=1e-4),
     schedule=WarmUp(epochs=5, then=Drops(epochs=(30, 70, 90), by=0.1)),
     label_smoothing=0.1,
+    micro_batch=256,
 )

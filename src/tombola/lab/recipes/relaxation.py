@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from tombola.files import write_atomically
 from tombola.lab.errors import LabError
+from tombola.lab.places import made
 from tombola.lab.recipes.base import Recipe
 from tombola.lab.report.svg import INK, STYLE, standalone
 from tombola.methods.continuous import ContinuousSparsification
@@ -57,8 +58,8 @@ def draw(out: Path) -> Sequence[Path]:
         "relaxation.png": picture.getvalue(),
         "relaxation.csv": table.getvalue().encode(),
     }
+    made(out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             write_atomically(out / name, content)
     except OSError as error:

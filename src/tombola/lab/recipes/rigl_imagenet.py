@@ -9,6 +9,7 @@ dense. Small dense nets have the paper's widths.
 Departs from the paper in:
   * 100 epochs are 31,200 whole batches, not 32,000; the warm-up rises from epoch to epoch, not from step to step,
     and is as long in a longer training;
+  * a step is computed in parts of 256 images, which batch norm sees; how many the authors' saw is not known;
   * with uniform budgets other layers make up for the dense first one, so that the density is the one asked for; the
     authors' code does not;
   * MobileNet-v1's last drop (to 0.0003 at epoch 120) lies behind the end of 100 epochs and is left out. The paper has
@@ -86,7 +87,8 @@ RESNET50_RECIPE = Recipe(
     paper="Evci et al. 2020",
     where="figure 2 and appendix L",
     about="Sparse from the first step at 80, 90, 95 and 96.5 % sparsity, RigL also five times as long.",
-    departures="Uniform budgets make up for the dense first layer; the warm-up rises from epoch to epoch.",
+    departures="Uniform budgets make up for the dense first layer; the warm-up rises from epoch to epoch; batch norm "
+    "sees 256 images at a time.",
     data="ImageNet",
     model="ResNet-50",
     methods="RigL, SET, SNFS, SNIP, static, GMP, dense",

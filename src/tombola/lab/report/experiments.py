@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tombola.files import write_atomically
 from tombola.lab.errors import LabError
+from tombola.lab.places import made
 
 FILE = "experiments.json"
 FULL = "full"
@@ -49,8 +50,8 @@ def remember(out: Path, experiment: Experiment) -> None:
     before = [e for e in experiments(out) if e not in known]
     runs = dict.fromkeys(run for e in (*before, experiment) for run in e.runs)
     entries = [*known, Experiment(**{**asdict(experiment), "runs": tuple(runs)})]
+    made(out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / FILE, (json.dumps([asdict(e) for e in entries], indent=1) + "\n").encode())
     except OSError as error:
         raise LabError(f"{out}: cannot be written to: {error.strerror}; choose another folder with --out") from None

@@ -116,6 +116,7 @@ def execute_together(
     on_event: OnEvent = lambda run, event: None,
     checkpoint_share: float = CHECKPOINT_SHARE,
     stop: Callable[[], bool] = lambda: False,
+    saved: Callable[[str], None] = lambda name: None,
     weigh: Weigh = weigh,
 ) -> None:
     """Run all of ``configs`` to their ends, their steps computed as one where that is faster.
@@ -124,7 +125,7 @@ def execute_together(
 
     Args:
         configs: that differ, but have the model and what belongs to its steps in common, to gain anything.
-        ended: told of each run that has ended, by the name of its folder: what went wrong, or None.
+        saved, ended: as there, of each run by the name of its folder; the latter with what went wrong, or None.
         weigh: measures whether it is faster.
 
     Raises:
@@ -142,7 +143,8 @@ def execute_together(
         def make(clock: Callable[[], float]) -> Steps[Path]:
             return executing(
                 config, out, device=device, data_dir=data_dir, data_dirs=data_dirs, workers=workers,
-                on_event=on_event, checkpoint_share=checkpoint_share, stop=stop, read=shelf.load, clock=clock,
+                on_event=on_event, checkpoint_share=checkpoint_share, stop=stop,
+                saved=partial(saved, config.folder_name), read=shelf.load, clock=clock,
             )  # fmt: skip
 
         return Member(make, ended=partial(over, config.folder_name), device=torch.device(device))

@@ -21,7 +21,7 @@ from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
 from tombola.lab.runs.allocator import for_children
 from tombola.lab.runs.experiment import OnEvent
-from tombola.lab.runs.parallel import GRACE_SECONDS, outcome
+from tombola.lab.runs.parallel import GRACE_SECONDS, carry_out
 from tombola.lab.runs.parcels import Parcel, needed
 from tombola.lab.runs.ray_task import mailbox, work
 from tombola.lab.runs.tasks import How, Schedule, Task
@@ -29,8 +29,6 @@ from tombola.lab.runs.tasks import How, Schedule, Task
 if TYPE_CHECKING:
     from types import ModuleType
 
-ATTEMPTS = 3
-"""Deaths of a task's workers, with no checkpoint between them, after which it is given up."""
 _OBJECT_STORE = 200 * 2**20
 """Bytes of a cluster that is started here; what is larger goes through files."""
 
@@ -80,17 +78,7 @@ def run_on_ray(
     schedule = Schedule(out, split=True, hold=True, on_event=on_event)
     with _cluster(address) as ray:
         _check_room(ray, resources)
-        crew = _Crew(ray, schedule, how, resources, on_event)
-        try:
-            schedule.add(configs)
-            crew.work(jobs)
-        except KeyboardInterrupt:
-            crew.stop()
-            raise
-        finally:
-            crew.kill()
-            schedule.close()
-    return outcome(configs, out, schedule.errors)
+        return carry_out(configs, schedule, _Crew(ray, schedule, how, resources, jobs, on_event))
 
 
 @contextmanager
@@ -149,19 +137,26 @@ class _Attempt:
 class _Crew:
     """The tasks at work on the cluster."""
 
-    def __init__(self, ray: ModuleType, schedule: Schedule, how: How, resources: Resources, on_event: OnEvent) -> None:
-        self.ray, self.schedule, self.how, self.on_event = ray, schedule, how, on_event
+    def __init__(
+        self,
+        ray: ModuleType,
+        schedule: Schedule,
+        how: How,
+        resources: Resources,
+        jobs: int | None,
+        on_event: OnEvent,
+    ) -> None:
+        self.ray, self.schedule, self.how, self.jobs, self.on_event = ray, schedule, how, jobs, on_event
         # a task that is done again is another one, with the files as they are then: not for Ray to retry
         self.remote = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0)(work)
         self.at: dict[Any, _Attempt] = {}
-        self.deaths: dict[Task, int] = {}
         self.attempts = 0
         self._hang_up_mailbox()
 
-    def work(self, jobs: int | None) -> None:
+    def work(self) -> None:
         """Until nothing is left."""
         while True:
-            while (jobs is None or len(self.at) < jobs) and (task := self.schedule.next()) is not None:
+            while (self.jobs is None or len(self.at) < self.jobs) and (task := self.schedule.next()) is not None:
                 self._send(task)
             if not self.at:
                 return
@@ -225,7 +220,7 @@ class _Crew:
     def _take_in(self, number: int, parcel: Parcel) -> None:
         for reference, sent in self.at.items():
             if sent.number == number:  # and not that of a worker which was given up
-                self.deaths.pop(sent.task, None)
+                self.schedule.saved(sent.task)
                 self._keep(reference, sent.task, parcel)
                 return
 
@@ -263,15 +258,7 @@ class _Crew:
             self.schedule.done(task)
 
     def _died(self, task: Task, error: Exception) -> None:
-        self.deaths[task] = self.deaths.get(task, 0) + 1
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        if self.deaths[task] >= ATTEMPTS:
-            text = f"its workers died {ATTEMPTS} times without a checkpoint between, at last: {reason}"
-            self.schedule.failed(task, f"{text}; run the same again to go on")
-            return
-        again = f"a worker died ({reason}); another one goes on from the last checkpoint"
-        self.on_event(task.run, {"event": "warning", "text": again})
-        self.schedule.again(task)
+        self.schedule.died(task, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
     def _start_over(self, error: Exception) -> None:
         """The mailbox is gone, and with it what nobody knows: all tasks at work begin again from what is here."""

@@ -1,7 +1,8 @@
 """Several runs side by side, each in a process of its own: clean memory, one thread, and no shared fate.
 
-The parent hands tasks out and takes events in, over one pipe for each worker. A worker whose parent vanishes ends at
-once, as after a ``kill -9``: the run's folder is free again and loses nothing.
+The parent hands tasks out and takes events in, over one pipe for each worker. A task whose worker dies is done again by
+another one, from its last checkpoint. A worker whose parent vanishes ends at once, as after a ``kill -9``: the run's
+folder is free again and loses nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Protocol
 
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
@@ -61,17 +63,39 @@ def run_many(
         raise LabError(f"jobs and threads must be 1 or more, not {jobs} and {how.threads}")
     configs = list(configs)
     schedule = Schedule(out, split=jobs > 1, hold=False, on_event=on_event, together=how.together, jobs=jobs)
-    crew = _Crew(schedule, how, on_event)
+    return carry_out(configs, schedule, _Crew(schedule, how, jobs, on_event))
+
+
+class Crew(Protocol):
+    """Whoever does the tasks of a schedule."""
+
+    def work(self) -> None:
+        """Until nothing is left."""
+
+    def stop(self) -> None:
+        """Ask the workers to save and leave, and give them a moment for it."""
+
+    def kill(self) -> None:
+        """End what is left."""
+
+
+def carry_out(configs: Sequence[RunConfig], schedule: Schedule, crew: Crew) -> list[Path]:
+    """Have the crew do all runs: their folders.
+
+    Raises:
+        LabError: some failed; the others were executed all the same.
+        KeyboardInterrupt: Ctrl-C. The runs at work saved where they stand.
+    """
     try:
         schedule.add(configs)
-        crew.work(jobs)
+        crew.work()
     except KeyboardInterrupt:
         crew.stop()
         raise
     finally:
         crew.kill()
         schedule.close()
-    return outcome(configs, out, schedule.errors)
+    return outcome(configs, schedule.out, schedule.errors)
 
 
 def outcome(configs: Sequence[RunConfig], out: Path, errors: Mapping[str, str]) -> list[Path]:
@@ -88,6 +112,13 @@ def outcome(configs: Sequence[RunConfig], out: Path, errors: Mapping[str, str]) 
 
 
 @dataclass(frozen=True)
+class _Saved:
+    """What this run has done so far cannot be lost any more."""
+
+    run: str
+
+
+@dataclass(frozen=True)
 class _Ended:
     """How a task of this run ended: with an error, in a line, or well (None)."""
 
@@ -98,15 +129,15 @@ class _Ended:
 class _Crew:
     """The workers, and what each is at."""
 
-    def __init__(self, schedule: Schedule, how: How, on_event: OnEvent) -> None:
-        self.schedule, self.how, self.on_event = schedule, how, on_event
+    def __init__(self, schedule: Schedule, how: How, jobs: int, on_event: OnEvent) -> None:
+        self.schedule, self.how, self.jobs, self.on_event = schedule, how, jobs, on_event
         self.processes: dict[Connection, BaseProcess] = {}
         self.at: dict[Connection, list[Task]] = {}  # none: idle
 
-    def work(self, jobs: int) -> None:
+    def work(self) -> None:
         """Until nothing is left."""
         while True:
-            while (idle := self._idle()) is not None or len(self.processes) < jobs:
+            while (idle := self._idle()) is not None or len(self.processes) < self.jobs:
                 if (task := self.schedule.next()) is None:
                     break
                 self._assign(idle or self._hire(), [task, *self.schedule.beside(task)])
@@ -155,13 +186,17 @@ class _Crew:
         with contextlib.suppress(OSError):  # a worker that is gone is buried when its pipe is read
             connection.send([(task.config.to_json(), task.place) for task in tasks])
 
-    def _hear(self, connection: Connection, said: tuple[str, Event] | _Ended) -> None:
-        """An event of a run, or how a task ended."""
-        if not isinstance(said, _Ended):
+    def _hear(self, connection: Connection, said: tuple[str, Event] | _Saved | _Ended) -> None:
+        """An event of a run, that one has saved, or how a task ended."""
+        if isinstance(said, tuple):
             self.on_event(*said)
             return
         tasks = self.at[connection]
-        task = tasks.pop([task.run for task in tasks].index(said.run))
+        task = next(task for task in tasks if task.run == said.run)
+        if isinstance(said, _Saved):
+            self.schedule.saved(task)
+            return
+        tasks.remove(task)
         if said.error is None:
             self.schedule.done(task)
         else:
@@ -172,8 +207,7 @@ class _Crew:
         process.join()
         connection.close()
         for task in tasks:
-            died = f"its worker process died (exit code {process.exitcode}); run the same again to go on"
-            self.schedule.failed(task, died)
+            self.schedule.died(task, f"exit code {process.exitcode}")
 
 
 def _worker(connection: Connection, out: Path, how: How) -> None:
@@ -199,6 +233,7 @@ def _worker(connection: Connection, out: Path, how: How) -> None:
         try:
             attempt_together(
                 tasks, out, how, on_event=lambda *event: connection.send(event), stop=stopping.is_set,
+                saved=lambda task: connection.send(_Saved(task.run)),
                 ended=lambda task, error: connection.send(_Ended(task.run, error)),
             )  # fmt: skip
         except Stopped:

@@ -32,6 +32,7 @@ import torch
 from tombola.files import write_atomically
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
+from tombola.lab.places import made
 from tombola.lab.runs.checkpoint import read_checkpoint, write_checkpoint
 from tombola.lab.runs.locks import Lock
 from tombola.lab.runs.looking import TIMES, is_finished, read_times
@@ -46,7 +47,7 @@ class RunFolder:
     """The folder of the run ``config`` below ``out``, locked while this object is open. Use as a context manager.
 
     Args:
-        out: folder that holds run folders; made if need be.
+        out: folder that holds run folders; made if need be, but not the one around it (see ``tombola.lab.places``).
         config: which run.
         stage: None for the whole run. Another process holds the run and shares its stages out, and this is the one to
             be worked on: a round of the search in the run's own records, or one that stands apart in a folder within.
@@ -55,7 +56,8 @@ class RunFolder:
             of a ``DataLoader`` say, may hold it for some seconds more.
 
     Raises:
-        LabError: another process works on the run, or the folder holds another run or a damaged one.
+        LabError: another process works on the run, ``out`` cannot be made, or the folder holds another run or a damaged
+            one.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class RunFolder:
         self.path = self.root / PARTS / stage.name if stage is not None and stage.apart else self.root
         self.tickets = self.root / "tickets"
         held = self.root / PARTS if stage is not None and not stage.apart else self.path
+        made(out)
         for folder in (self.tickets, held):
             try:
                 folder.mkdir(parents=True, exist_ok=True)

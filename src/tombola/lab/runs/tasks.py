@@ -26,6 +26,9 @@ from tombola.lab.runs.store import RunFolder
 from tombola.lab.runs.team import ALONE, Team
 from tombola.lab.runs.work import Stopped
 
+ATTEMPTS = 3
+"""Deaths of a task's workers, with no checkpoint between them, after which it is given up."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -91,16 +94,18 @@ def attempt_together(
     *,
     on_event: OnEvent,
     stop: Callable[[], bool],
+    saved: Callable[[Task], None] = lambda task: None,
     ended: Callable[[Task, str | None], None],
 ) -> None:
     """Do one task, or whole runs at once, in this process; ``ended`` is told of each as soon as that is over: what went
-    wrong, in a line, or None.
+    wrong, in a line, or None; and ``saved`` whenever what may not be lost of it is on disk.
 
     Raises:
         Stopped: ``stop`` said so.
     """
     if len(tasks) == 1:
-        ended(tasks[0], attempt(tasks[0], out, how, on_event=on_event, stop=stop))
+        one = tasks[0]
+        ended(one, attempt(one, out, how, on_event=on_event, stop=stop, saved=lambda: saved(one)))
         return
     by_name = {task.run: task for task in tasks}
 
@@ -111,7 +116,7 @@ def attempt_together(
     execute_together(
         [task.config for task in tasks], out, ended=over, device=how.device, threads=how.threads,
         data_dir=how.data_dir, data_dirs=how.data_dirs, workers=how.workers, on_event=on_event,
-        checkpoint_share=how.checkpoint_share, stop=stop,
+        checkpoint_share=how.checkpoint_share, stop=stop, saved=lambda name: saved(by_name[name]),
     )  # fmt: skip
 
 
@@ -192,6 +197,7 @@ class Schedule:
         self._groups: dict[str, frozenset[str]] = {}  # run -> those that one process trains at once, itself among them
         self._runs: dict[str, _Run] = {}
         self._at: set[Task] = set()
+        self._deaths: dict[Task, int] = {}  # since the last checkpoint
 
     def add(self, configs: Iterable[RunConfig], *, patience: float = 10.0) -> None:
         """Take up the runs, from where they stand. One that another process works on is an error of that run."""
@@ -245,6 +251,22 @@ class Schedule:
         self._at.discard(task)
         if (run := self._runs.get(task.run)) is not None:
             run.left.add(task)
+
+    def saved(self, task: Task) -> None:
+        """What the task has done so far cannot be lost any more."""
+        self._deaths.pop(task, None)
+
+    def died(self, task: Task, reason: str) -> None:
+        """The process at the task died: the task is done again from its last checkpoint, or given up if there were too
+        many deaths since."""
+        self._deaths[task] = self._deaths.get(task, 0) + 1
+        if self._deaths[task] >= ATTEMPTS or task.run in self.errors:
+            text = f"its workers died {ATTEMPTS} times without a checkpoint between, at last: {reason}"
+            self.failed(task, f"{text}; run the same again to go on")
+            return
+        again = f"a worker died ({reason}); another one goes on from the last checkpoint"
+        self.on_event(task.run, {"event": "warning", "text": again})
+        self.again(task)
 
     def failed(self, task: Task, text: str) -> None:
         """The task cannot be done, and so no other of its run."""

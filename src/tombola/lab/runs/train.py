@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import TypeAlias
@@ -89,6 +89,7 @@ def fit(
     objective: Objective | None = None,
     clip: float | None = None,
     average: Callable[[Tensor], Tensor] = lambda losses: losses,
+    micro_batch: int | None = None,
     after_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> None:
     """Train ``model`` from epoch ``done`` to ``epochs``.
@@ -108,6 +109,8 @@ def fit(
         objective: (inputs, labels) to the scalar that is to fall; None: the cross-entropy of ``model``.
         clip: largest norm of the gradients of all parameters together; None: they are left alone.
         average: where ranks train together, a sum of losses to its average over all of them.
+        micro_batch: examples computed at a time: a batch is computed in parts of at most so many, whose gradients are
+            added up to those of its mean. Batch norm sees the parts. None: all at once.
         after_epoch: called with what each epoch came to, for measuring and saving.
 
     Raises:
@@ -116,7 +119,7 @@ def fit(
     finish(
         training(
             model, optimizer, batches, epochs=epochs, done=done, seed=seed, factor=factor, objective=objective,
-            clip=clip, average=average, after_epoch=after_epoch,
+            clip=clip, average=average, micro_batch=micro_batch, after_epoch=after_epoch,
         )
     )  # fmt: skip
 
@@ -133,6 +136,7 @@ def training(
     objective: Objective | None = None,
     clip: float | None = None,
     average: Callable[[Tensor], Tensor] = lambda losses: losses,
+    micro_batch: int | None = None,
     after_epoch: Callable[[Epoch], None] = lambda epoch: None,
     stacked: Callable[[int], None] = lambda members: None,
 ) -> Steps[None]:
@@ -152,14 +156,17 @@ def training(
             model.train()
             total, steps = torch.zeros((), device=next(model.parameters()).device), 0
             for x, y in batches(epoch):
-                value, members = yield Step(objective, x, y)
+                loss = torch.zeros((), device=total.device)
+                for step in _parts(model, objective, x, y, micro_batch or len(x)):
+                    value, members = yield step
+                    loss += value
                 if members > 1:
                     stacked(members)
                 if clip is not None:
                     nn.utils.clip_grad_norm_(model.parameters(), clip)
                 optimizer.step()
                 optimizer.zero_grad()
-                total += value
+                total += loss
                 steps += 1
                 if steps % LOOK == 0:
                     _mean(average(total), steps, epoch)
@@ -167,6 +174,31 @@ def training(
                 raise LabError(f"epoch {epoch + 1} had no batch; is the DataLoader used up, or the data set empty?")
             mean = _mean(average(total), steps, epoch)
             after_epoch(Epoch(number=epoch + 1, steps=steps, train_loss=mean, lr=optimizer.param_groups[0]["lr"]))
+
+
+def _parts(model: nn.Module, objective: Objective, x: Tensor, y: Tensor, size: int) -> Iterator[Step]:
+    """The steps that come to the gradients of a batch, each of at most ``size`` examples."""
+    if len(x) <= size:
+        yield Step(objective, x, y)
+        return
+    for number, (inputs, labels) in enumerate(zip(x.split(size), y.split(size), strict=True)):
+        if number == 1:
+            for parameter in model.parameters():
+                if parameter.grad is not None:  # a CUDA graph has left it where its next replay writes
+                    parameter.grad = parameter.grad.clone()
+        yield Step(_Share(objective, len(inputs) / len(x)), inputs, labels)
+
+
+@dataclass(frozen=True, eq=False)
+class _Share:
+    """A part's share of an objective."""
+
+    objective: Objective
+    share: float
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """The loss, weighed."""
+        return self.objective(x, y) * self.share
 
 
 def _mean(total: Tensor, steps: int, epoch: int) -> float:

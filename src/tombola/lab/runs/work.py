@@ -18,6 +18,7 @@ from tombola.describe import describe, versions
 from tombola.lab.arithmetic import planned_counts
 from tombola.lab.config import Dense
 from tombola.lab.errors import LabError
+from tombola.lab.examples import values_of
 from tombola.lab.runs.compiling import Objective, compiled
 from tombola.lab.runs.ledger import Ledger
 from tombola.lab.runs.lottery import begin_with
@@ -187,7 +188,7 @@ class Run:
         shape, classes = list(self.data.input_shape), self.data.classes
         model = {"model": self.config.model, "width": self.config.width, "input_shape": shape, "classes": classes}
         sparse = {"sparse": True} if self.config.sparse else {}
-        return {"data": self.config.data, **model, **sparse, "run": self.folder.name}
+        return {"data": self.config.data, **model, **values_of(self.data), **sparse, "run": self.folder.name}
 
     @contextmanager
     def _fitting(self) -> Iterator[None]:
@@ -297,6 +298,11 @@ class Run:
         config, model = make.config, team.inside(wrapped)
         for caveat in team.caveats(model):
             self.tell(caveat)
+        if team.part.count > 1 and config.computed_batch < config.batch_size:
+            raise LabError(
+                f"micro_batch is {config.micro_batch}: ranks have parts of a batch already, and compute no parts of "
+                "these; give --micro-batch the size of the whole batch, or leave torchrun out"
+            )
         self.last = {}
         self.ledger.begin()
         if saved is not None:
@@ -340,6 +346,7 @@ class Run:
             objective=team.objective(wrapped, self._objective(model, make), make.data, config.batch_size),
             clip=config.clip,
             average=team.average,
+            micro_batch=config.micro_batch,
             after_epoch=after_epoch,
             stacked=self._stacked,
         )
@@ -354,7 +361,7 @@ class Run:
             return objective
         if self._compiled is None or self._compiled[0] is not model:  # the rounds of a search train the same one
             torch.compiler.reset()  # what was made for another one only takes room, and PyTorch compiles so often only
-            size = self.team.part.size(make.config.batch_size)
+            size = self.team.part.size(make.config.computed_batch)
             fast = compiled(objective, model, batch_size=size, tell=self.tell)
             self._compiled = model, fast
         return self._compiled[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -47,6 +48,13 @@ def test_help(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str
     said = capsys.readouterr()
     assert " ".join(says.split()) in " ".join(said.out.split())
     assert said.err == ""
+
+
+@pytest.mark.parametrize("command", ["search", "train"])
+def test_help_names_every_model(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([command, "--help"]) == 0
+    words = set(re.findall(r"\w+", capsys.readouterr().out))
+    assert set(models.MODELS) <= words
 
 
 @pytest.mark.parametrize(

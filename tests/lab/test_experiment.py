@@ -738,6 +738,15 @@ def test_training_on_a_part_of_the_examples(tmp_path: Path) -> None:
         execute(replace(DENSE, examples=2000), tmp_path)
 
 
+def test_pruning_by_scores_costs_what_is_left(tmp_path: Path, finished: Callable[[str], Path]) -> None:
+    """Dense while the mask is soft, and then as sparse as it came out, which nobody had asked for."""
+    method = tombola.ContinuousSparsification(initial_score=-0.1, harden_at=0.5)
+    (record,) = results(execute(replace(EVERY_METHOD["cs, pruning"], method=method), tmp_path))
+    assert 0 < record["density"] < 0.9
+    share = record["multiply_adds"] / results(finished("dense"))[0]["multiply_adds"]
+    assert record["arithmetic"] == pytest.approx(2 * (0.5 + 0.5 * share), rel=1e-3)  # multiply-adds are whole
+
+
 # ---- lottery initialisation
 
 

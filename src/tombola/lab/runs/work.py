@@ -163,7 +163,8 @@ class Run:
         if config.lottery != "no":
             start = model_tensors(self.make.model())
             Ticket(masks, start, provenance | {"trained": False}).save(self.folder.ticket_path(1))
-        self._result(stage, masks.counts(), masks.sizes(), arithmetic=self.make.arithmetic(model))
+        counts = masks.counts()
+        self._result(stage, counts, masks.sizes(), arithmetic=self.make.arithmetic(model, counts))
 
     @property
     def _about(self) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from tombola.methods.stochastic import StochasticSparsification
 from tombola.patterns import NM
 
 STEPS = 10  # of an epoch: 1,347 digits in batches of 128
+BOTH: Any = {"controls": ("shuffled", "reinitialised"), "control_rounds": (1,)}
 
 
 def files(path: Path) -> dict[str, bytes]:
@@ -695,6 +696,38 @@ def test_a_supermask_is_the_mask_over_the_first_weights(
     assert record["arithmetic"] == 2  # two epochs with dense gradients
 
 
+@pytest.mark.parametrize("kind", [ContinuousSparsification, StochasticSparsification])
+def test_controls_of_a_supermask_are_measured_as_they_are(
+    kind: type[ContinuousSparsification | StochasticSparsification], tmp_path: Path
+) -> None:
+    config = replace(CS, method=kind(initial_score=0.5, train_weights=False), rounds=1, retrain=(), **BOTH)
+    path = execute(config, tmp_path)
+    own, *controls = results(path)
+    assert [(record["control"], record["round"]) for record in controls] == [("shuffled", 0), ("reinitialised", 0)]
+    ticket, data = tombola.Ticket.load(path / own["ticket"]), digits()
+    for record in controls:
+        fresh = build(
+            "conv_digits", input_shape=(1, 8, 8), classes=10, seed=derive(0, str(record["control"]), 0)
+        )  # fmt: skip
+        if record["control"] == "shuffled":
+            expected = ticket.shuffled(seed=derive(0, "shuffled", 0))
+            assert expected.masks.digest() != ticket.masks.digest()
+            expected.restore(fresh)
+        else:  # the same places over other weights, and nothing that was learnt
+            with torch.no_grad():
+                for name, mask in ticket.masks.items():
+                    fresh.get_parameter(name).mul_(mask)
+        with torch.no_grad():
+            right = (fresh(data.test_x).argmax(1) == data.test_y).double().mean()
+        assert record["test_accuracy"] == float(right)
+        assert (record["density"], record["multiply_adds"]) == (own["density"], own["multiply_adds"])
+        assert (record["epochs_search"], record["epochs_total"], record["arithmetic"]) == (2, 2, 2)
+        assert record["ticket"] is record["soft_accuracy"] is None
+    with pytest.raises(Stopped):
+        execute(config, tmp_path / "cut", stop=lambda: True)
+    assert files(execute(config, tmp_path / "cut")) == files(path)
+
+
 # ---- what it costs
 
 
@@ -770,6 +803,23 @@ def test_the_first_weights_with_the_last_connections(finished: Callable[[str], P
     assert rest["arithmetic"] == pytest.approx(alone["arithmetic"] + 2 * share)
     seconds = json.loads((fixed / "times.json").read_text())["seconds"]
     assert seconds["1"] > seconds["0"] > 0
+
+
+def test_controls_of_lottery_initialisation(tmp_path: Path) -> None:
+    for lottery in ("fixed", "moving"):
+        path = execute(replace(EVERY_METHOD["rigl, lottery"], lottery=lottery, **BOTH), tmp_path)
+        first, again, *controls = results(path)
+        assert [(record["control"], record["round"]) for record in controls] == [("shuffled", 1), ("reinitialised", 1)]
+        for record in controls:
+            assert record["kept"] == again["kept"]
+            assert [layer["kept"] for layer in record["layers"]] == [layer["kept"] for layer in first["layers"]]
+            assert (record["epochs_search"], record["epochs_total"], record["ticket"]) == (2, 4, None)
+            assert record["arithmetic"] == pytest.approx(again["arithmetic"])
+        assert len({record["test_loss"] for record in (again, *controls)}) == 3  # each begins with something else
+        trained = [r for r in read_metrics(path / "metrics.jsonl") if r["kind"] == "epoch" and r["phase"] == "control"]
+        assert [(r["label"], r["epoch"]) for r in trained] == [
+            ("shuffled", 1), ("shuffled", 2), ("reinitialised", 1), ("reinitialised", 2)
+        ]  # fmt: skip
 
 
 def test_connections_move_on_from_where_they_were(finished: Callable[[str], Path]) -> None:

@@ -20,6 +20,7 @@ from tombola.lab.models import (
     conv6,
     conv_digits,
     gru_lm,
+    lenet_100_69,
     lenet_300_100,
     resnet20,
     unmasked,
@@ -41,6 +42,7 @@ def weights(model: nn.Module) -> int:
     [
         (lenet_300_100(), 784 * 300 + 300 * 100 + 100 * 10),
         (lenet_300_100(image_size=8), 64 * 300 + 300 * 100 + 100 * 10),
+        (lenet_100_69(), 784 * 100 + 100 * 69 + 69 * 10),
         (conv_digits(), 9 * 16 + 9 * 16 * 32 + 4 * 32 * 64 + 64 * 10),
         (conv2(), 27 * 64 + 9 * 64 * 64 + 16 * 16 * 64 * 256 + 256 * 256 + 2560),
         (conv4(), 27 * 64 + 9 * (64 * 64 + 64 * 128 + 128 * 128) + 8 * 8 * 128 * 256 + 256 * 256 + 2560),
@@ -202,7 +204,7 @@ def test_too_small_an_image() -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "says"),
     [
-        ("vgg", CIFAR, "model 'vgg': there is lenet_300_100, conv_digits, .*; or give your own as module:function"),
+        ("vgg", CIFAR, "model 'vgg': there is lenet_300_100, lenet_100_69, conv_digits, .*; or give your own as module:function"),
         ("resnet20", (6,), r"takes images of shape \(channels, size, size\), but one example .* has shape \(6,\)"),
         ("resnet20", (3, 8, 9), r"\(3, 8, 9\)"),
         ("nowhere_to_be_found:net", CIFAR, "there is no module 'nowhere_to_be_found'"),

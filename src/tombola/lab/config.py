@@ -79,6 +79,7 @@ BUDGETS: dict[str, Budget] = {
     "erk": erk,
     "global": global_,
     "rigl-lenet": partial(uniform, densities={"fc1.weight": 0.01, "fc2.weight": 0.11}, compensate=False),
+    "rigl-plus": partial(uniform, densities={"fc1.weight": 0.04 * 408 / 784, "fc2.weight": 0.14}, compensate=False),
 }
 _OPTIMIZERS = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
 _SCHEDULES = {"constant": Constant, "drops": Drops, "cosine": Cosine, "warm-up": WarmUp}

@@ -18,7 +18,7 @@ from torch import nn
 from tombola.lab.errors import LabError
 from tombola.lab.models.gru_lm import gru_lm
 from tombola.lab.models.mobilenet import mobilenet_v1
-from tombola.lab.models.plain import conv2, conv4, conv6, conv_digits, lenet_300_100
+from tombola.lab.models.plain import conv2, conv4, conv6, conv_digits, lenet_100_69, lenet_300_100
 from tombola.lab.models.residual import (
     resnet18,
     resnet18_cifar,
@@ -41,6 +41,7 @@ __all__ = [
     "conv6",
     "conv_digits",
     "gru_lm",
+    "lenet_100_69",
     "lenet_300_100",
     "mobilenet_v1",
     "resnet18",
@@ -60,6 +61,7 @@ __all__ = [
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet_300_100": lenet_300_100,
+    "lenet_100_69": lenet_100_69,
     "conv_digits": conv_digits,
     "conv2": conv2,
     "conv4": conv4,

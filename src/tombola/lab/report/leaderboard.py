@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tombola.lab.published import NEAR, Published, lookup
+from tombola.lab.published import NEAR, Published, accuracies
 from tombola.lab.report.rows import Row, Task, method_name
 from tombola.lab.report.words import NBSP, count, listing, percent, spread
 
 CAVEAT = (
-    "Published accuracies are as printed. Trainings differ from paper to paper: compare methods within one paper, or "
+    "Published accuracies are as printed; where an error was printed, which stands beside the method, they are what it "
+    "leaves. Trainings differ from paper to paper: compare methods within one paper, or "
     "within these runs, rather than single digits across them."
 )
 
@@ -62,7 +63,7 @@ def leaderboard(task: Task) -> list[Group]:
     groups = []
     for rows in alike:
         density = rows[0].density.mean
-        published = lookup(data=task.data, model=task.model, density=density)
+        published = accuracies(data=task.data, model=task.model, density=density)
         if published:
             entries = [*map(_published, published), *(_measured(row, task, published) for row in rows)]
             groups.append(Group(density, tuple(sorted(entries, key=lambda entry: -entry.accuracy))))
@@ -81,11 +82,12 @@ def _near(one: float, other: float) -> bool:
 def _published(row: Published) -> Entry:
     around = "" if row.plus_minus is None else f"{NBSP}±{NBSP}{row.plus_minus:g}"
     assert row.density is not None
-    shown = f"{row.value:.1f}" if round(row.value, 1) == row.value else f"{row.value:g}"
-    origin = f"{row.paper}, {row.where}"
-    return Entry(
-        method_name(row.method), row.value, shown + around, row.density, row.epochs, origin, row.method, row.source
-    )
+    assert row.accuracy is not None
+    shown = f"{row.accuracy:.1f}" if round(row.accuracy, 1) == row.accuracy else f"{row.accuracy:g}"
+    name, origin = method_name(row.method), f"{row.paper}, {row.where}"
+    if row.metric == "error":
+        name += f" (error {row.value:g}{NBSP}%)"
+    return Entry(name, row.accuracy, shown + around, row.density, row.epochs, origin, row.method, row.source)
 
 
 def _measured(row: Row, task: Task, published: Sequence[Published]) -> Entry:
@@ -104,7 +106,7 @@ def notes(row: Row, task: Task, published: Sequence[Published]) -> list[str]:
     """Why the numbers of `row` and those of `published` are not to be compared digit by digit."""
     said = [row.label] if row.label else []
     epochs = [other.epochs for other in published if other.epochs]
-    epochs = epochs or [other.epochs for other in lookup(data=task.data, model=task.model) if other.epochs]
+    epochs = epochs or [other.epochs for other in accuracies(data=task.data, model=task.model) if other.epochs]
     if epochs and row.training.mean < min(epochs):
         said.append(f"reduced: {count(row.training.mean, 'epoch')}, published from {min(epochs):,.6g} on")
     if row.original is False:

@@ -22,6 +22,7 @@ from tombola.lab.config import Dense, RunConfig
 from tombola.lab.data import digits
 from tombola.lab.errors import LabError
 from tombola.lab.models import build
+from tombola.lab.report.page import read_summary
 from tombola.lab.runs.compiling import compiled
 from tombola.lab.runs.experiment import execute
 from tombola.lab.runs.looking import read_metrics
@@ -753,6 +754,12 @@ def test_arithmetic_of_a_search_and_its_tickets(finished: Callable[[str], Path])
     assert imp[3]["arithmetic"] == pytest.approx(2 * (1 + share[1] + share[2] + share[3]))
     cs = {record["round"]: record for record in results(finished("cs"))}
     assert cs[2]["arithmetic"] == pytest.approx(2 * (2 + cs[2]["multiply_adds"] / dense))  # scores of all weights
+
+
+@pytest.mark.parametrize("name", ["dense, longer", "cs", "imp", "rigl", "rigl, lottery"])
+def test_the_whole_curve_costs_all_that_was_trained(name: str, finished: Callable[[str], Path]) -> None:
+    (task,) = read_summary([finished(name)]).tasks
+    assert max(row.epochs_all.mean for row in task.rows) == EVERY_METHOD[name].total_epochs
 
 
 def test_wall_times_are_noted_apart(finished: Callable[[str], Path]) -> None:

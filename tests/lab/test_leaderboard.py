@@ -131,6 +131,18 @@ def test_other_widths_empty_nets_and_texts_are_left_out(tmp_path: Path) -> None:
     assert len(measured(leaderboard(task_of(tmp_path)))) == 4
 
 
+def test_wider_nets_stand_beside_wider_ones(tmp_path: Path) -> None:
+    for width in (1.0, 1.98):
+        record = result("rigl", "density=0.25", 0, 0.25, 0.75, epochs_search=0, epochs_total=500)
+        settings = config({"kind": "rigl", "density": 0.25}, 0, data="folder/imagenet", model="mobilenet_v1")
+        write(tmp_path / f"{width}", settings | {"width": width}, [record])
+    usual, wide = leaderboard(task_of(tmp_path))
+    assert (usual.width, wide.width) == (1, 1.98)
+    assert wide.title.replace("\N{NO-BREAK SPACE}", " ") == "about 25 % of the weights, width 1.98"
+    assert [entry.accuracy for entry in wide.entries] == [77.0, 76.4, 75.0]
+    assert {entry.accuracy for entry in usual.entries} >= {71.9, 71.5, 66.0, 75.0}
+
+
 def test_on_the_terminal_and_on_the_page(tmp_path: Path) -> None:
     summary = read_summary([beside_published(tmp_path)])
     console = Console(record=True, width=150, file=(tmp_path / "out").open("w"))

@@ -34,7 +34,7 @@ class Published:
 
     Args:
         paper, where: who published it, and in which table, figure or section.
-        data, model: by the names that the lab has for them, if it has.
+        data, model: by the names that the lab has for them, if it has; a model of another width as "NAME width X".
         method: as the paper calls it, with its variant.
         density: kept share of the weights that carry a mask, 1 for dense nets; None: not stated.
         metric: one of ``METRICS``, which has the units.

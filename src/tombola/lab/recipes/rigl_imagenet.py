@@ -125,7 +125,7 @@ MOBILENET_RECIPE = replace(
     where="the MobileNet table",
     about="Sparse from the first step at 75, 80, 90, 95 and 96.5 % sparsity, RigL also five times as long, and in wider "
     "nets.",
-    departures="The paper has 75 and 90 % alone, and wider nets at 75 %; the warm-up rises from epoch to epoch.",
+    departures="The paper has 75 and 90 % alone, and wider nets at 75 %; the warm-up rises from epoch to epoch; no DNW.",
     model="MobileNet-v1",
     configs=partial(configs, base=MOBILENET, flat=uniform, small=MOBILENET_SMALL, big=MOBILENET_BIG),
 )

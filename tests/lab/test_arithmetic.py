@@ -24,7 +24,9 @@ def cost(
 ) -> float:
     model = nn.Sequential(nn.Linear(20, 8), nn.Linear(8, 5))
     counted = flops.count(model, torch.zeros(1, 20))
-    return training_cost(method, counted, {name: model.get_parameter(name) for name in masked}, steps=steps, counts=counts)
+    return training_cost(
+        method, counted, {name: model.get_parameter(name) for name in masked}, steps=steps, counts=counts
+    )
 
 
 def test_without_dense_gradients() -> None:

@@ -85,7 +85,7 @@ def test_an_error_stands_among_accuracies(tmp_path: Path) -> None:
     lines = [(entry.name.replace("\N{NO-BREAK SPACE}", " "), entry.shown) for entry in group.entries]
     assert lines == [
         ("RigL, best epoch (error 1.44 %)", "98.56"), ("RigL, last epoch (error 1.48 %)", "98.52"),
-        (group.entries[2].name, "98.3"),
+        ("RigL density = 0.0213", "98.3"),
     ]  # fmt: skip
     assert group.entries[2].measured
     dense = result("dense", "", 0, 1.0, 0.9, epochs_search=0, epochs_total=85)

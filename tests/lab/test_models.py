@@ -204,7 +204,11 @@ def test_too_small_an_image() -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "says"),
     [
-        ("vgg", CIFAR, "model 'vgg': there is lenet_300_100, lenet_100_69, conv_digits, .*; or give your own as module:function"),
+        (
+            "vgg",
+            CIFAR,
+            "model 'vgg': there is lenet_300_100, lenet_100_69, conv_digits, .*; or give your own as module:function",
+        ),
         ("resnet20", (6,), r"takes images of shape \(channels, size, size\), but one example .* has shape \(6,\)"),
         ("resnet20", (3, 8, 9), r"\(3, 8, 9\)"),
         ("nowhere_to_be_found:net", CIFAR, "there is no module 'nowhere_to_be_found'"),

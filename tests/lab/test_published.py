@@ -60,7 +60,9 @@ def test_what_is_not_verified_is_never_looked_up() -> None:
     for row in rows():
         unknown = any(words in row.source for words in ("memory", "read off", "nobody named"))
         assert row.verified is not unknown, row
-        assert row.source not in ("a secondary source", "a secondary blog") and "as quoted" not in row.source or unknown
+        assert (
+            row.source not in ("a secondary source", "a secondary blog") and "as quoted" not in row.source
+        ) or unknown
 
 
 def test_every_verified_row_is_plausible() -> None:

@@ -123,7 +123,9 @@ def test_what_a_ticket_costs_and_what_the_whole_curve_does(tmp_path: Path) -> No
     assert [second[key] for key in ("epochs", "epochs_in_all", "settings_tried")] == ["60", "240", "3"]
     page = Page(written.html.read_text())
     head = next(row for row in page.rows if row[0] == "method" and "epochs" in row)
-    mine = [row for row in page.rows if len(row) == len(head) and row[0].replace("\N{NO-BREAK SPACE}", "") == "CS s₀=0.05"]
+    mine = [
+        row for row in page.rows if len(row) == len(head) and row[0].replace("\N{NO-BREAK SPACE}", "") == "CS s₀=0.05"
+    ]
     (cells,) = [row for row in mine if row[1] == "2"]
     assert [cells[head.index(name)] for name in ("epochs", "epochs in all")] == ["60", "240"]
     assert "the training of every ticket on the way" in " ".join(page.words.split())
@@ -148,7 +150,11 @@ def test_every_number_of_a_method_that_was_tried_counts(tmp_path: Path) -> None:
         *(({"kind": "cs", "initial_score": 0.0, "density": None, "penalty": p}, "s0=0") for p in (1e-7, 1e-9, 1e-11)),
         ({"kind": "cs", "initial_score": 0.0, "density": 0.1, "penalty": 1e-7}, "density=0.1"),
         ({"kind": "cs", "initial_score": 0.0, "density": None, "penalty": 1e-7, "scale": "initial"}, "s0=0"),
-        *(({"kind": "rigl", "density": d, "drop_fraction": f}, f"density={d:g}") for d in (0.1, 0.2) for f in (0.1, 0.3)),
+        *(
+            ({"kind": "rigl", "density": d, "drop_fraction": f}, f"density={d:g}")
+            for d in (0.1, 0.2)
+            for f in (0.1, 0.3)
+        ),
         *(({"kind": "dense", "times": times}, "") for times in (1, 2, 3)),
     ]
     for seed in (0, 1):

@@ -62,9 +62,9 @@ def training_cost(
     """Multiply-adds of training with ``method``, relative to dense training, by appendix H of the RigL paper.
 
     How the weights of a globally ranked network spread over its layers is not known before it is trained: they count as
-    if each layer had the same density. Continuous Sparsification counts as dense until its mask is hard, then as what is
-    left, which nobody knows before either, so that without ``counts`` and without a density it counts as dense to the
-    end; Stochastic Sparsification does throughout.
+    if each layer had the same density. Continuous Sparsification counts as dense until its mask is hard, then as what
+    is left, which nobody knows before either: without ``counts`` and without a density it counts as dense to the end.
+    Stochastic Sparsification always does.
 
     Args:
         method: that trains one network in one go.

@@ -73,7 +73,6 @@ class Published:
             if number is not None and not 0 <= number < math.inf:
                 raise ValueError(f"{name} is {number:g}, but must be 0 or more")
 
-
     @property
     def accuracy(self) -> float | None:
         """The accuracy on the test set in %, as printed or as what the printed error leaves; None: it is neither."""

@@ -75,9 +75,7 @@ def conv6(*, in_channels: int = 3, image_size: int = 32, classes: int = 10, widt
     return _convolutional(filters, (256, 256), in_channels, image_size, classes, width)
 
 
-def _lenet(
-    first: int, second: int, in_channels: int, image_size: int, classes: int, width: float
-) -> nn.Module:
+def _lenet(first: int, second: int, in_channels: int, image_size: int, classes: int, width: float) -> nn.Module:
     first, second = scaled(first, width), scaled(second, width)
     return _Chain(
         OrderedDict(

@@ -50,7 +50,13 @@ def configs(scale: Scale) -> Sequence[RunConfig]:
     base = smaller(BASE, scale, epochs=6, width=0.25, examples=2500)
     twice = replace(base, epochs=2 * base.epochs, schedule=stretched(base.schedule, base.epochs, 2 * base.epochs))
     once, moves = _of(base, scale), [run for run in _of(twice, scale) if isinstance(run.method, RigL | Static)]
-    return [*dense([*once, *moves]), *once, *moves, *other_schedules(once[:1]), *other_schedules(_at(base, OTHERS_AT, scale))]
+    return [
+        *dense([*once, *moves]),
+        *once,
+        *moves,
+        *other_schedules(once[:1]),
+        *other_schedules(_at(base, OTHERS_AT, scale)),
+    ]
 
 
 def _of(base: RunConfig, scale: Scale) -> list[RunConfig]:

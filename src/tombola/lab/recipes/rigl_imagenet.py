@@ -24,7 +24,7 @@ Departs from the paper in:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -108,13 +108,13 @@ RESNET50_RECIPE = Recipe(
     name="rigl-resnet50",
     paper="Evci et al. 2020",
     where="figure 2 and appendix L",
-    about="Sparse from the first step at 80, 90, 95 and 96.5 % sparsity, RigL also five times as long, and in wider nets.",
-    departures="Uniform budgets make up for the dense first layer; the warm-up rises from epoch to epoch; no DNW, no DSR.",
+    about="Sparse from the first step at 80, 90, 95 and 96.5 % sparsity; RigL also five times as long, and wider.",
+    departures="Uniform budgets make up for the dense first layer; the warm-up rises by epochs; no DNW or DSR.",
     data="ImageNet",
     model="ResNet-50",
     methods="RigL, SET, SNFS, SNIP, static, GMP, dense",
     cpu="90 % alone, 6 of 100 epochs (30 of 500) on 2,500 images of CIFAR-10 for ImageNet, a quarter of the channels; "
-    "wider nets once as long alone.",
+    "wider nets only once as long.",
     configs=partial(
         configs, base=RESNET50, flat=BUDGETS["uniform-first-dense"], small=RESNET50_SMALL, big=RESNET50_BIG
     ),
@@ -123,9 +123,9 @@ MOBILENET_RECIPE = replace(
     RESNET50_RECIPE,
     name="rigl-mobilenet",
     where="the MobileNet table",
-    about="Sparse from the first step at 75, 80, 90, 95 and 96.5 % sparsity, RigL also five times as long, and in wider "
-    "nets.",
-    departures="The paper has 75 and 90 % alone, and wider nets at 75 %; the warm-up rises from epoch to epoch; no DNW.",
+    about="Sparse from the first step at 75, 80, 90, 95 and 96.5 % sparsity; RigL also five times as long and "
+    "in wider nets.",
+    departures="The paper has 75 and 90 % alone, and wider nets at 75 %; the warm-up rises by epochs.",
     model="MobileNet-v1",
     configs=partial(configs, base=MOBILENET, flat=uniform, small=MOBILENET_SMALL, big=MOBILENET_BIG),
 )

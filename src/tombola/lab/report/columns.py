@@ -31,7 +31,9 @@ def result_columns(tasks: Sequence[Task]) -> list[Column]:
         Column("epochs", lambda row: f"{row.epochs.mean:,.6g}", lambda row: row.epochs.mean),
     ]
     if any(task.dearer for task in tasks):
-        whole = Column("epochs in all", lambda row: f"{row.epochs_all.mean:,.6g}", lambda row: row.epochs_all.mean, _tried)
+        whole = Column(
+            "epochs in all", lambda row: f"{row.epochs_all.mean:,.6g}", lambda row: row.epochs_all.mean, _tried
+        )
         columns.append(whole)
     tokens = list(dict.fromkeys(row.token for task in tasks for row in task.rows if row.token))
     columns += [_bits(token) for token in tokens]
@@ -85,13 +87,17 @@ def reading(tasks: Sequence[Task]) -> str:
     if any(row.valid for task in tasks for row in task.rows):
         text += "; validation: bits on the part of a text that is for choosing among settings"
     if any(task.searched for task in tasks):
-        text += ", of tickets after retraining. Epochs: what that ticket alone costs, the search up to its round and its "
-        text += "own retraining"
+        text += (
+            ", of tickets after retraining. Epochs: of that ticket alone, the search up to its round and its retraining"
+        )
     if any(row.found_on for task in tasks for row in task.rows):
         text += "; a ticket “from” other data was searched on those, and retrained and tested here"
     if any(task.dearer for task in tasks):
-        text += f"{'; e' if any(task.searched for task in tasks) else '. E'}pochs in all: what the curve costs as far as that "
-        text += "row, the training of every ticket on the way and every setting of the method that was tried"
+        text += "; epochs in all" if any(task.searched for task in tasks) else ". Epochs in all"
+        text += (
+            ": of the curve as far as that row, with the training of every ticket on the way and with every setting of "
+        )
+        text += "the method that was tried"
     if any(row.arithmetic for task in tasks for row in task.rows):
         whole = "search and training" if any(task.searched for task in tasks) else "the training"
         text += f". Arithmetic: multiply-adds of {whole}, in epochs of the dense net at full width"

@@ -244,7 +244,10 @@ def _length(task: Task, bar: Row) -> list[str]:
     if len(task.bars) < 2:
         return []
     widths = {other.width for other in task.bars}
-    return [count(bar.training.mean, "epoch"), *[f"width {bar.width:g}"] * (len(widths) > 1 and bar.width != max(widths))]
+    return [
+        count(bar.training.mean, "epoch"),
+        *[f"width {bar.width:g}"] * (len(widths) > 1 and bar.width != max(widths)),
+    ]
 
 
 def _longer(row: Row) -> bool:

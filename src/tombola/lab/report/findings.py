@@ -55,8 +55,8 @@ def _sparsest(task: Task) -> Finding | None:
         return Finding(
             "none",
             f"of the {task.noun}s is as accurate as the dense net",
-            f"Dense reaches {spread(bar.accuracy)}{_length(task, bar)}. The best {task.noun}, {_ticket(closest)}, keeps "
-            f"{percent(closest.density.mean)} of the weights and reaches {spread(closest.accuracy)}.",
+            f"Dense reaches {spread(bar.accuracy)}{_length(task, bar)}. The best {task.noun}, {_ticket(closest)}, "
+            f"keeps {percent(closest.density.mean)} of the weights and reaches {spread(closest.accuracy)}.",
         )
     bar = best.bar or dense
     text = (

@@ -86,20 +86,17 @@ def reading(tasks: Sequence[Task]) -> str:
         text += ", of texts the share of tokens that are foretold"
     if any(row.valid for task in tasks for row in task.rows):
         text += "; validation: bits on the part of a text that is for choosing among settings"
-    if any(task.searched for task in tasks):
-        text += (
-            ", of tickets after retraining. Epochs: of that ticket alone, the search up to its round and its retraining"
-        )
+    searched = any(task.searched for task in tasks)
+    if searched:
+        text += ", of tickets after retraining. Epochs: of that ticket alone, its search and its retraining"
     if any(row.found_on for task in tasks for row in task.rows):
         text += "; a ticket “from” other data was searched on those, and retrained and tested here"
     if any(task.dearer for task in tasks):
-        text += "; epochs in all" if any(task.searched for task in tasks) else ". Epochs in all"
-        text += (
-            ": of the curve as far as that row, with the training of every ticket on the way and with every setting of "
-        )
-        text += "the method that was tried"
+        more = ["the training of every ticket on the way"] if searched else []
+        more += ["every setting of the method that was tried"] if any(task.swept for task in tasks) else []
+        text += f"{'; e' if searched else '. E'}pochs in all: of the curve as far as that row, with {listing(more)}"
     if any(row.arithmetic for task in tasks for row in task.rows):
-        whole = "search and training" if any(task.searched for task in tasks) else "the training"
+        whole = "search and training" if searched else "the training"
         text += f". Arithmetic: multiply-adds of {whole}, in epochs of the dense net at full width"
     if columns := [column.name for column in cost_columns(tasks)]:
         meaning = {

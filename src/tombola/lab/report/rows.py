@@ -44,11 +44,10 @@ class Row:
     `epochs` is what this ticket alone costs: the search up to its round and its own training, `training`. `epochs_all`
     is what the curve costs as far as this row: the training of every ticket on the way too, and all of it for each
     setting of the method that was `tried`; controls are left out. `arithmetic` is that of this ticket alone, in epochs
-    of the dense net. `multiply_adds` (for one example) and `bytes` are those of the
-    network, `seconds` the wall time on `devices`. `loss` is in nats; `token` is what a text is made of, or empty.
-    `bar` is the dense net that a sparse one is held against, and `good` is one, not empty, whose mean accuracy is at
-    least that of its bar. `original`: whether the
-    data of every seed are the publisher's own files; None: not known. `label` says that it is reduced, if it is.
+    of the dense net. `multiply_adds` (for one example) and `bytes` are those of the network, `seconds` the wall time on
+    `devices`. `loss` is in nats; `token` is what a text is made of, or empty. `bar` is the dense net that a sparse one
+    is held against, and `good` is one, not empty, whose mean accuracy is at least that of its bar. `original`: whether
+    the data of every seed are the publisher's own files; None: not known. `label` says that it is reduced, if it is.
     `valid` is the loss on the validation part of a text. `found_on` are the data that a transferred ticket was found
     on, or empty: its search took its epochs and arithmetic there, of which the latter is counted in epochs on `data`.
     """

@@ -18,7 +18,7 @@ model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 2))
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 accelerator = Accelerator(gradient_accumulation_steps=2, cpu=True)
 model, optimizer, loader = accelerator.prepare(model, optimizer, DataLoader(data, batch_size=32, shuffle=True))
-# after prepare(), which moves the model to its device; and to the optimiser inside Accelerate's, which skips steps
+# after prepare(), which moves the model to its device; a step that Accelerate's optimiser skips changes nothing
 run = tombola.attach(model, optimizer, tombola.RigL(density=0.2, every=10), steps=5 * len(loader) // 2)
 accelerator.register_for_checkpointing(run)  # save_state() and load_state() have its state with them
 for epoch in range(5):

@@ -15,10 +15,18 @@ from tombola.patterns import NM
 WIDE, NARROW = 20 * 8, 8 * 5  # weights, and multiply-adds: each is used once
 
 
-def cost(method: Any, *, masked: tuple[str, ...] = ("0.weight", "1.weight"), steps: int = 1000) -> float:
+def cost(
+    method: Any,
+    *,
+    masked: tuple[str, ...] = ("0.weight", "1.weight"),
+    steps: int = 1000,
+    counts: dict[str, int] | None = None,
+) -> float:
     model = nn.Sequential(nn.Linear(20, 8), nn.Linear(8, 5))
     counted = flops.count(model, torch.zeros(1, 20))
-    return training_cost(method, counted, {name: model.get_parameter(name) for name in masked}, steps=steps)
+    return training_cost(
+        method, counted, {name: model.get_parameter(name) for name in masked}, steps=steps, counts=counts
+    )
 
 
 def test_without_dense_gradients() -> None:
@@ -58,6 +66,16 @@ def test_from_dense_to_sparse() -> None:
     hard = ContinuousSparsification(density=0.2, harden_at=0.8)
     assert cost(hard) == pytest.approx(0.8 + 0.2 * 0.2)
     assert cost(ContinuousSparsification(harden_at=0.8)) == 1.0  # nobody knows how sparse it will be
+
+
+def test_once_it_is_known_what_was_left() -> None:
+    left = {"0.weight": 16, "1.weight": 10}
+    by_hand = 0.8 + 0.2 * (16 + 10) / (WIDE + NARROW)
+    for density in (None, 0.13):  # 26 of 200 both times, but not in the same shares
+        hard = ContinuousSparsification(density=density, harden_at=0.8)
+        assert cost(hard, counts=left) == pytest.approx(by_hand)
+    assert cost(ContinuousSparsification(train_weights=False), counts=left) == 1.0  # soft to the end
+    assert cost(RigL(density=0.13, budget=uniform), counts=left) == cost(RigL(density=0.13, budget=uniform))
 
 
 def test_long_trainings_are_sampled() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -49,6 +50,13 @@ def test_help(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str
     assert said.err == ""
 
 
+@pytest.mark.parametrize("command", ["search", "train"])
+def test_help_names_every_model(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([command, "--help"]) == 0
+    words = set(re.findall(r"\w+", capsys.readouterr().out))
+    assert set(models.MODELS) <= words
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -69,7 +77,7 @@ def test_help(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str
         (["search", "--optimizer", "lion"], "--optimizer: 'lion' is not one of 'sgd', 'adam', 'adamw'"),
         (["search", "--final-temperature", "0.5"], "--final-temperature: must be a number, 1 or more, not '0.5'"),
         (["search", "--data", "mnist"], "data 'mnist': there is digits, cifar10"),
-        (["search", "--model", "vgg"], "model 'vgg': there is lenet_300_100, conv_digits"),
+        (["search", "--model", "vgg"], "model 'vgg': there is lenet_300_100, lenet_100_69, conv_digits"),
         (["search", "--model", "nowhere:net"], "there is no module 'nowhere'"),
         (["search", "--data", "mine:load"], "--model: is needed with data of your own"),
         (["search", "--data", "cifar10"], "--data-dir"),

@@ -349,6 +349,10 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "control of no round": (broken(control_rounds=[0]), ["control_rounds must be rounds from 1 to 2, not 0"]),
     "controls alone": (broken(control_rounds=[]), ["controls and control_rounds must be given together"]),
     "rounds of a training": (broken(method=plain(RIGL)["method"], score_optimizer=None), ["rigl makes no search"]),
+    "controls of a training": (
+        json.dumps(plain(RIGL) | {"controls": ["shuffled"], "control_rounds": [1]}),
+        ["controls must be left alone: rigl finds no ticket"],
+    ),
     "wrong budget": (
         json.dumps(plain(RIGL) | {"method": plain(RIGL)["method"] | {"budget": "fair"}}),
         ['method.budget is "fair", but must be "uniform" or "uniform-first-dense" or "erdos-renyi" or "erk" or "glob'],
@@ -474,6 +478,10 @@ def test_what_is_trained() -> None:
     assert (IMP_.retrained(), IMP_.total_epochs) == ((3,), 8)  # the next round retrains the tickets before
     assert (EVERY_METHOD["imp-c"].retrained(), EVERY_METHOD["imp-c"].total_epochs) == ((1,), 6)
     assert replace(IMP_, retrain=(1,)).retrained() == ()
+    both: Any = {"controls": ("shuffled", "reinitialised"), "control_rounds": (1,)}
+    assert replace(EVERY_METHOD["rigl, lottery"], **both).total_epochs == 8  # twice, and two controls of the second
+    supermask = replace(CS, method=ContinuousSparsification(train_weights=False), rounds=1, retrain=(), **both)
+    assert supermask.total_epochs == 2  # its controls are only looked at
 
 
 def test_what_a_person_calls_it() -> None:

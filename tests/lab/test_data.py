@@ -225,7 +225,7 @@ def fabricated(folder: Path, images: int = 20, *, protocol: int = 2) -> dict[str
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
 def test_a_batch_is_read_as_it_was_written(protocol: int, tmp_path: Path) -> None:
     for name, (x, y) in fabricated(tmp_path, protocol=protocol).items():
-        images, labels = cifar.read_batch(tmp_path / cifar.FOLDER / name, images=20)
+        images, labels = cifar.read_batch(tmp_path / cifar.CIFAR10.folder / name, images=20)
         assert (images.dtype, labels.dtype) == (torch.uint8, torch.int64)
         assert np.array_equal(images.numpy(), x.reshape(20, 3, 32, 32))
         assert labels.tolist() == y
@@ -244,7 +244,7 @@ def test_the_whole_folder(tmp_path: Path) -> None:
         [[63.0], [62.1], [66.7]]
     )
     assert np.allclose(x[0].flatten(1).numpy(), by_hand, atol=1e-5)
-    inner = tmp_path / cifar.FOLDER
+    inner = tmp_path / cifar.CIFAR10.folder
     found = load("cifar10", data_dir=inner)  # the inner folder will do as well
     assert same(next(found.epoch(0, batch_size=2, augment=False)), next(data.epoch(0, batch_size=2, augment=False)))
     (inner / "data_batch_4").unlink()
@@ -296,7 +296,7 @@ def test_the_publishers_own_files_are_known(tmp_path: Path, monkeypatch: pytest.
     content = fabricated(tmp_path, cifar.IMAGES, protocol=4)
     assert cifar10(tmp_path).original is False
     digests = {
-        name: hashlib.md5((tmp_path / cifar.FOLDER / name).read_bytes(), usedforsecurity=False).hexdigest()
+        name: hashlib.md5((tmp_path / cifar.CIFAR10.folder / name).read_bytes(), usedforsecurity=False).hexdigest()
         for name in content
     }
     test = {"test_batch": digests.pop("test_batch")}

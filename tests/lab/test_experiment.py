@@ -22,6 +22,7 @@ from tombola.lab.config import Dense, RunConfig
 from tombola.lab.data import digits
 from tombola.lab.errors import LabError
 from tombola.lab.models import build
+from tombola.lab.report.page import read_summary
 from tombola.lab.runs.compiling import compiled
 from tombola.lab.runs.experiment import execute
 from tombola.lab.runs.looking import read_metrics
@@ -34,6 +35,7 @@ from tombola.methods.stochastic import StochasticSparsification
 from tombola.patterns import NM
 
 STEPS = 10  # of an epoch: 1,347 digits in batches of 128
+BOTH: Any = {"controls": ("shuffled", "reinitialised"), "control_rounds": (1,)}
 
 
 def files(path: Path) -> dict[str, bytes]:
@@ -689,10 +691,13 @@ def net(classes): return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12
 # ---- masks over weights that never change
 
 
-@pytest.mark.parametrize("method", [
+SUPERMASKS: list[ContinuousSparsification | StochasticSparsification] = [
     ContinuousSparsification(initial_score=0.05, penalty=1e-4, train_weights=False),
     StochasticSparsification(initial_score=0.5, train_weights=False),
-], ids=["cs", "ss"])  # fmt: skip
+]
+
+
+@pytest.mark.parametrize("method", SUPERMASKS, ids=["cs", "ss"])
 def test_a_supermask_is_the_mask_over_the_first_weights(
     method: ContinuousSparsification | StochasticSparsification, tmp_path: Path
 ) -> None:
@@ -713,6 +718,38 @@ def test_a_supermask_is_the_mask_over_the_first_weights(
     assert record["soft_accuracy"] is not None
     assert record["density"] == ticket.density < 1
     assert record["arithmetic"] == 2  # two epochs with dense gradients
+
+
+@pytest.mark.parametrize("method", SUPERMASKS, ids=["cs", "ss"])
+def test_controls_of_a_supermask_are_measured_as_they_are(
+    method: ContinuousSparsification | StochasticSparsification, tmp_path: Path
+) -> None:
+    config = replace(CS, method=method, rounds=1, retrain=(), **BOTH)
+    path = execute(config, tmp_path)
+    own, *controls = results(path)
+    assert [(record["control"], record["round"]) for record in controls] == [("shuffled", 0), ("reinitialised", 0)]
+    ticket, data = tombola.Ticket.load(path / own["ticket"]), digits()
+    for record in controls:
+        fresh = build(
+            "conv_digits", input_shape=(1, 8, 8), classes=10, seed=derive(0, str(record["control"]), 0)
+        )  # fmt: skip
+        if record["control"] == "shuffled":
+            expected = ticket.shuffled(seed=derive(0, "shuffled", 0))
+            assert expected.masks.digest() != ticket.masks.digest()
+            expected.restore(fresh)
+        else:  # the same places over other weights, and nothing that was learnt
+            with torch.no_grad():
+                for name, mask in ticket.masks.items():
+                    fresh.get_parameter(name).mul_(mask)
+        with torch.no_grad():
+            right = (fresh(data.test_x).argmax(1) == data.test_y).double().mean()
+        assert record["test_accuracy"] == float(right)
+        assert (record["density"], record["multiply_adds"]) == (own["density"], own["multiply_adds"])
+        assert (record["epochs_search"], record["epochs_total"], record["arithmetic"]) == (2, 2, 2)
+        assert record["ticket"] is record["soft_accuracy"] is None
+    with pytest.raises(Stopped):
+        execute(config, tmp_path / "cut", stop=lambda: True)
+    assert files(execute(config, tmp_path / "cut")) == files(path)
 
 
 # ---- what it costs
@@ -742,6 +779,12 @@ def test_arithmetic_of_a_search_and_its_tickets(finished: Callable[[str], Path])
     assert cs[2]["arithmetic"] == pytest.approx(2 * (2 + cs[2]["multiply_adds"] / dense))  # scores of all weights
 
 
+@pytest.mark.parametrize("name", ["dense, longer", "cs", "imp", "rigl", "rigl, lottery"])
+def test_the_whole_curve_costs_all_that_was_trained(name: str, finished: Callable[[str], Path]) -> None:
+    (task,) = read_summary([finished(name)]).tasks
+    assert max(row.epochs_all.mean for row in task.rows) == EVERY_METHOD[name].total_epochs
+
+
 def test_wall_times_are_noted_apart(finished: Callable[[str], Path]) -> None:
     found = json.loads((finished("cs, density") / "times.json").read_text())
     assert found["device"] == "cpu"
@@ -756,6 +799,15 @@ def test_training_on_a_part_of_the_examples(tmp_path: Path) -> None:
     assert results(path)[0]["steps_total"] == 2 * (300 // 128)
     with pytest.raises(LabError, match="examples is 2000, but digits has 1347 to train"):
         execute(replace(DENSE, examples=2000), tmp_path)
+
+
+def test_pruning_by_scores_costs_what_is_left(tmp_path: Path, finished: Callable[[str], Path]) -> None:
+    """Dense while the mask is soft, and then as sparse as it came out, which nobody had asked for."""
+    method = tombola.ContinuousSparsification(initial_score=-0.02, harden_at=0.5)
+    (record,) = results(execute(replace(EVERY_METHOD["cs, pruning"], method=method), tmp_path))
+    assert 0 < record["density"] < 0.9
+    share = record["multiply_adds"] / results(finished("dense"))[0]["multiply_adds"]
+    assert record["arithmetic"] == pytest.approx(2 * (0.5 + 0.5 * share), rel=1e-3)  # multiply-adds are whole
 
 
 # ---- lottery initialisation
@@ -781,6 +833,23 @@ def test_the_first_weights_with_the_last_connections(finished: Callable[[str], P
     assert rest["arithmetic"] == pytest.approx(alone["arithmetic"] + 2 * share)
     seconds = json.loads((fixed / "times.json").read_text())["seconds"]
     assert seconds["1"] > seconds["0"] > 0
+
+
+def test_controls_of_lottery_initialisation(tmp_path: Path) -> None:
+    for lottery in ("fixed", "moving"):
+        path = execute(replace(EVERY_METHOD["rigl, lottery"], lottery=lottery, **BOTH), tmp_path)
+        first, again, *controls = results(path)
+        assert [(record["control"], record["round"]) for record in controls] == [("shuffled", 1), ("reinitialised", 1)]
+        for record in controls:
+            assert record["kept"] == again["kept"]
+            assert [layer["kept"] for layer in record["layers"]] == [layer["kept"] for layer in first["layers"]]
+            assert (record["epochs_search"], record["epochs_total"], record["ticket"]) == (2, 4, None)
+            assert record["arithmetic"] == pytest.approx(again["arithmetic"])
+        assert len({record["test_loss"] for record in (again, *controls)}) == 3  # each begins with something else
+        trained = [r for r in read_metrics(path / "metrics.jsonl") if r["kind"] == "epoch" and r["phase"] == "control"]
+        assert [(r["label"], r["epoch"]) for r in trained] == [
+            ("shuffled", 1), ("shuffled", 2), ("reinitialised", 1), ("reinitialised", 2)
+        ]  # fmt: skip
 
 
 def test_connections_move_on_from_where_they_were(finished: Callable[[str], Path]) -> None:

@@ -75,6 +75,28 @@ def test_retraining_counts_and_not_the_search(tmp_path: Path) -> None:
     assert measured([group]) == {("IMP", 0.27): "measured here; one seed, 0"}
 
 
+def test_an_error_stands_among_accuracies(tmp_path: Path) -> None:
+    """RigL on LeNet is published as an error, and so are the dense nets of Frankle et al."""
+    once = {"epochs_search": 0, "epochs_total": 200}
+    lenet = result("rigl", "density=0.0213", 0, 0.0213, 0.983, **once)
+    method = {"kind": "rigl", "density": 0.0213}
+    write(tmp_path / "lenet", config(method, 0, data="folder/mnist", model="lenet_300_100"), [lenet])
+    (group,) = leaderboard(task_of(tmp_path / "lenet"))
+    lines = [(entry.name.replace("\N{NO-BREAK SPACE}", " "), entry.shown) for entry in group.entries]
+    assert lines == [
+        ("RigL, best epoch (error 1.44 %)", "98.56"), ("RigL, last epoch (error 1.48 %)", "98.52"),
+        ("RigL density = 0.0213", "98.3"),
+    ]  # fmt: skip
+    assert group.entries[2].measured
+    dense = result("dense", "", 0, 1.0, 0.9, epochs_search=0, epochs_total=85)
+    for model, best in (("resnet20", ["91.7", "90.5", "90.0"]), ("vgg16", ["93.7", "90.0"])):
+        write(tmp_path / model, config({"kind": "dense"}, 0, data="cifar10", model=model), [dense])
+        (group,) = leaderboard(task_of(tmp_path / model))
+        assert [entry.shown for entry in group.entries] == best
+        said = sources([group])
+    assert said == "Read in: Frankle et al. 2020, dense nets: public notes on the paper."
+
+
 def test_what_is_from_memory_is_never_shown(tmp_path: Path) -> None:
     hidden = [row for row in rows() if not row.verified and row.data == "cifar10" and row.density]
     assert len({row.model for row in hidden}) >= 2
@@ -85,7 +107,7 @@ def test_what_is_from_memory_is_never_shown(tmp_path: Path) -> None:
     shown = [
         entry for task in read_summary([tmp_path]).tasks for group in leaderboard(task) for entry in group.entries
     ]  # fmt: skip
-    published = {(row.value, row.paper) for row in rows() if row.verified}
+    published = {(row.accuracy, row.paper) for row in rows() if row.verified}
     assert all(entry.measured or (entry.accuracy, entry.origin.partition(",")[0]) in published for entry in shown)
     page = write_report([tmp_path], tmp_path / "page.html").html.read_text()
     for row in hidden:
@@ -107,6 +129,18 @@ def test_other_widths_empty_nets_and_texts_are_left_out(tmp_path: Path) -> None:
     narrow = config({"kind": "dense"}, 0, data="cifar10", model="wrn_22_2") | {"width": 0.5}
     write(tmp_path / "narrow", narrow, [result("dense", "width=0.5", 0, 1.0, 0.9, epochs_search=0, epochs_total=30)])
     assert len(measured(leaderboard(task_of(tmp_path)))) == 4
+
+
+def test_wider_nets_stand_beside_wider_ones(tmp_path: Path) -> None:
+    for width in (1.0, 1.98):
+        record = result("rigl", "density=0.25", 0, 0.25, 0.75, epochs_search=0, epochs_total=500)
+        settings = config({"kind": "rigl", "density": 0.25}, 0, data="folder/imagenet", model="mobilenet_v1")
+        write(tmp_path / f"{width}", settings | {"width": width}, [record])
+    usual, wide = leaderboard(task_of(tmp_path))
+    assert (usual.width, wide.width) == (1, 1.98)
+    assert wide.title.replace("\N{NO-BREAK SPACE}", " ") == "about 25 % of the weights, width 1.98"
+    assert [entry.accuracy for entry in wide.entries] == [77.0, 76.4, 75.0]
+    assert {entry.accuracy for entry in usual.entries} >= {71.9, 71.5, 66.0, 75.0}
 
 
 def test_on_the_terminal_and_on_the_page(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from tombola.lab.models import (
     conv6,
     conv_digits,
     gru_lm,
+    lenet_100_69,
     lenet_300_100,
     resnet20,
     unmasked,
@@ -41,6 +42,7 @@ def weights(model: nn.Module) -> int:
     [
         (lenet_300_100(), 784 * 300 + 300 * 100 + 100 * 10),
         (lenet_300_100(image_size=8), 64 * 300 + 300 * 100 + 100 * 10),
+        (lenet_100_69(), 784 * 100 + 100 * 69 + 69 * 10),
         (conv_digits(), 9 * 16 + 9 * 16 * 32 + 4 * 32 * 64 + 64 * 10),
         (conv2(), 27 * 64 + 9 * 64 * 64 + 16 * 16 * 64 * 256 + 256 * 256 + 2560),
         (conv4(), 27 * 64 + 9 * (64 * 64 + 64 * 128 + 128 * 128) + 8 * 8 * 128 * 256 + 256 * 256 + 2560),
@@ -90,12 +92,25 @@ VGG19 = [(64, 64, 32), (64, 128, 16), (128, 128, 16), (128, 256, 8), *[(256, 256
 VGG19 += [(256, 512, 4), *[(512, 512, 4)] * 3, *[(512, 512, 2)] * 4]
 
 
+def wide_blocks(depth: int, factor: int) -> list[tuple[int, int, int, int]]:
+    rows, channels = [(3, 16, 3, 32)], 16
+    for outputs, side in ((16 * factor, 32), (32 * factor, 16), (64 * factor, 8)):
+        rows += [(channels, outputs, 1, side)] if channels != outputs else []
+        rows += [(channels, outputs, 3, side)] + [(outputs, outputs, 3, side)] * ((depth - 4) // 3 - 1)
+        channels = outputs
+    return [*rows, (channels, 10, 1, 1)]
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "classes", "rows"),
     [
         ("resnet18", (3, 224, 224), 1000, [(3, 64, 7, 112), *basic_blocks(56), (512, 1000, 1, 1)]),
         ("resnet18_cifar", CIFAR, 10, [(3, 64, 3, 32), *basic_blocks(32), (512, 10, 1, 1)]),
         ("vgg19", CIFAR, 10, [(3, 64, 3, 32), *((i, o, 3, side) for i, o, side in VGG19), (512, 10, 1, 1)]),
+        ("wrn_16_4", CIFAR, 10, wide_blocks(16, 4)),
+        ("wrn_22_2", CIFAR, 10, wide_blocks(22, 2)),
+        ("wrn_28_10", CIFAR, 10, wide_blocks(28, 10)),
+        ("wrn_40_2", CIFAR, 10, wide_blocks(40, 2)),
     ],
 )
 def test_sizes_layer_by_layer(
@@ -189,7 +204,11 @@ def test_too_small_an_image() -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "says"),
     [
-        ("vgg", CIFAR, "model 'vgg': there is lenet_300_100, conv_digits, .*; or give your own as module:function"),
+        (
+            "vgg",
+            CIFAR,
+            "model 'vgg': there is lenet_300_100, lenet_100_69, conv_digits, .*; or give your own as module:function",
+        ),
         ("resnet20", (6,), r"takes images of shape \(channels, size, size\), but one example .* has shape \(6,\)"),
         ("resnet20", (3, 8, 9), r"\(3, 8, 9\)"),
         ("nowhere_to_be_found:net", CIFAR, "there is no module 'nowhere_to_be_found'"),

@@ -1,4 +1,4 @@
-"""What a training costs beside dense training of as many epochs, before it has begun."""
+"""What a training costs beside dense training of as many epochs: before it has begun, and when it is done."""
 
 from __future__ import annotations
 
@@ -51,51 +51,65 @@ def planned_counts(method: Pruning, masked: Mapping[str, Tensor], density: float
     return checked_counts(masked, method.budget, method.density if density is None else density, method.pattern)
 
 
-def training_cost(method: Pruning, counted: Count, masked: Mapping[str, Tensor], *, steps: int) -> float:
+def training_cost(
+    method: Pruning,
+    counted: Count,
+    masked: Mapping[str, Tensor],
+    *,
+    steps: int,
+    counts: Mapping[str, int] | None = None,
+) -> float:
     """Multiply-adds of training with ``method``, relative to dense training, by appendix H of the RigL paper.
 
     How the weights of a globally ranked network spread over its layers is not known before it is trained: they count as
-    if each layer had the same density. Continuous Sparsification counts as dense until its mask is hard, and
-    Stochastic Sparsification throughout.
+    if each layer had the same density. Continuous Sparsification counts as dense until its mask is hard, then as what
+    is left, which nobody knows before either: without ``counts`` and without a density it counts as dense to the end.
+    Stochastic Sparsification always does.
 
     Args:
         method: that trains one network in one go.
         counted: of the dense network.
         masked: name -> parameter of what carries a mask.
         steps: of the whole training.
+        counts: weights that each masked layer has kept, once it is trained.
     """
     full = counted.dense
 
-    def forward(density: float | None = None) -> float:
+    def planned(density: float | None = None) -> float:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # whoever trains is told
-            counts = planned_counts(method, masked, density)
-        return sum(
-            layer.dense * counts[name] / layer.weights if name in counts else layer.dense
-            for name, layer in counted.layers.items()
-        )
+            return forward(counted, planned_counts(method, masked, density))
 
     points = range(0, steps, -(-steps // POINTS))
     moments = [Moment(step=point, steps=steps, steps_per_epoch=None, weights=0) for point in points]
 
     match method:
         case RigL(every=every):
-            cost = flops.rigl_cost(forward(), full, every=every)
+            cost = flops.rigl_cost(planned(), full, every=every)
         case SNFS():
-            cost = flops.snfs_cost(forward(), full)
+            cost = flops.snfs_cost(planned(), full)
         case GradualMagnitude(begin=begin):
-            thinning = [full if m.step < begin * steps else forward(method.density_at(m)) for m in moments]
+            thinning = [full if m.step < begin * steps else planned(method.density_at(m)) for m in moments]
             cost = flops.average_cost(thinning.__getitem__, steps=len(moments))
         case GraNet(every=every, until=until):
-            thinning = [forward(method.density_at(m)) for m in moments]
+            thinning = [planned(method.density_at(m)) for m in moments]
             gradients = sum(
                 full - sparse for sparse, m in zip(thinning, moments, strict=True) if m.step < until * steps
             )
             cost = flops.average_cost(thinning.__getitem__, steps=len(moments)) + gradients / every / len(moments)
-        case ContinuousSparsification(density=float() | int(), harden_at=float() | int() as share):
-            cost = share * flops.static_cost(full) + (1 - share) * flops.static_cost(forward())
+        case ContinuousSparsification(harden_at=float() | int() as share):
+            left = planned() if counts is None else forward(counted, counts)
+            cost = share * flops.static_cost(full) + (1 - share) * flops.static_cost(left)
         case ContinuousSparsification() | StochasticSparsification():
             cost = flops.static_cost(full)
         case _:
-            cost = flops.static_cost(forward())
+            cost = flops.static_cost(planned())
     return cost / flops.static_cost(full)
+
+
+def forward(counted: Count, counts: Mapping[str, int]) -> float:
+    """Multiply-adds for one example with so many weights in the masked layers that ``counts`` names."""
+    return sum(
+        layer.dense * counts[name] / layer.weights if name in counts else layer.dense
+        for name, layer in counted.layers.items()
+    )

@@ -61,7 +61,6 @@ CIFAR100 = Form(
     labels=b"fine_labels",
     classes=100,
 )
-FOLDER = CIFAR10.folder
 SITE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 
 Labelled = tuple[Tensor, Tensor]

@@ -79,6 +79,7 @@ BUDGETS: dict[str, Budget] = {
     "erk": erk,
     "global": global_,
     "rigl-lenet": partial(uniform, densities={"fc1.weight": 0.01, "fc2.weight": 0.11}, compensate=False),
+    "rigl-plus": partial(uniform, densities={"fc1.weight": 0.04 * 408 / 784, "fc2.weight": 0.14}, compensate=False),
 }
 _OPTIMIZERS = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
 _SCHEDULES = {"constant": Constant, "drops": Drops, "cosine": Cosine, "warm-up": WarmUp}
@@ -106,7 +107,9 @@ class RunConfig:
         rewind_step: the optimiser step of round 1 whose weights tickets start from; 0: the initial weights.
         retrain: rounds whose tickets are trained again to be measured, or ``"all"``. The tickets of IMP with rewinding
             are trained by the next round anyhow; there only the last round makes a difference.
-        controls, control_rounds: which controls are trained for the tickets of which rounds.
+        controls, control_rounds: which controls are trained for the tickets of which rounds. Lottery initialisation
+            and a supermask have one ticket, that of round 1; a control of a supermask is measured and not trained,
+            as the supermask is.
         unmasked: maskable parameters that get no mask; the papers' choice for a model is ``models.unmasked(model)``.
         evaluate_every: epochs between measurements on the test set; the last epoch is always measured.
         sparse: the masked layers are sparse layers while they train; the method is one of ``REALLY_SPARSE``.
@@ -179,8 +182,10 @@ class RunConfig:
                 raise ValueError(f"{key} must be rounds from 1 to {self.rounds}, not {bad[0]}")
         if bool(self.controls) != bool(self.control_rounds):
             raise ValueError("controls and control_rounds must be given together")
-        if not self.searches and (self.rounds > 1 or self.controls or self.rewind_step):
-            raise ValueError(f"rounds, controls and rewind_step must be left alone: {self.method_name} makes no search")
+        if not self.searches and (self.rounds > 1 or self.rewind_step):
+            raise ValueError(f"rounds and rewind_step must be left alone: {self.method_name} makes no search")
+        if self.controls and not self.finds_tickets:
+            raise ValueError(f"controls must be left alone: {self.method_name} finds no ticket")
         if self.score_optimizer is not None and not isinstance(self.method, SoftMethod):
             raise ValueError("score_optimizer must be null for a method that learns no scores")
         if self.lottery != "no" and (self.sparse or not isinstance(self.method, RigL | SET | SNFS)):
@@ -294,6 +299,14 @@ class RunConfig:
         return isinstance(self.method, SoftMethod | IMP) and not pruning and not self.supermask
 
     @property
+    def finds_tickets(self) -> bool:
+        """Whether there are tickets that controls can be made of: masks over weights that were not trained with them.
+
+        Those of a search, of lottery initialisation, or a supermask.
+        """
+        return self.searches or self.supermask or self.lottery != "no"
+
+    @property
     def supermask(self) -> bool:
         """Whether the weights never change and what is measured is the mask over them, trained no further."""
         frozen = isinstance(self.method, SoftMethod) and not self.method.train_weights
@@ -343,9 +356,9 @@ class RunConfig:
     @property
     def total_epochs(self) -> int:
         """Epochs that the run trains from its start to its end."""
-        if not self.searches:
-            return self.stretched(self.epochs) * (1 if self.lottery == "no" else 2)
         controls = len(set(self.controls)) * len(set(self.control_rounds))
+        if not self.searches:
+            return self.stretched(self.epochs) * (1 if self.lottery == "no" else 2 + controls)
         there = 0 if self.transfer is None else self.transfer.epochs * (len(self.transferred()) + controls)
         return self.epochs * (self.rounds + len(self.retrained()) + controls) + there
 

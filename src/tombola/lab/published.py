@@ -1,8 +1,8 @@
 """Published numbers, to be set beside measured ones: ``published.csv`` as checked rows, and what to look up in them.
 
-A row is verified if somebody read the number where it was published, or where it is quoted. Rows from memory, or read
-off a figure, are kept as targets to test against; :func:`lookup` never gives them, and nothing prints them. Ranges,
-bounds ("above 75 %") and differences are not in the table.
+A row is verified if somebody read the number where it was published, or where it is quoted. Rows from memory, read off
+a figure, or of which nobody noted where they were read, are kept as targets to test against; :func:`lookup` never gives
+them, and nothing prints them. Ranges, bounds ("above 75 %") and differences are not in the table.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Published:
 
     Args:
         paper, where: who published it, and in which table, figure or section.
-        data, model: by the names that the lab has for them, if it has.
+        data, model: by the names that the lab has for them, if it has; a model of another width as "NAME width X".
         method: as the paper calls it, with its variant.
         density: kept share of the weights that carry a mask, 1 for dense nets; None: not stated.
         metric: one of ``METRICS``, which has the units.
@@ -72,6 +72,12 @@ class Published:
             number = getattr(self, name)
             if number is not None and not 0 <= number < math.inf:
                 raise ValueError(f"{name} is {number:g}, but must be 0 or more")
+
+    @property
+    def accuracy(self) -> float | None:
+        """The accuracy on the test set in %, as printed or as what the printed error leaves; None: it is neither."""
+        turned = {"accuracy": self.value, "error": round(100 - self.value, 6)}
+        return turned.get(self.metric)
 
 
 COLUMNS = tuple(field.name for field in fields(Published))
@@ -131,6 +137,13 @@ def lookup(*, data: str, model: str, density: float | None = None, metric: str =
         if row.verified and (row.data, row.model, row.metric) == (name, model, metric) and _near(row.density, density)
     ]
     return sorted(alike, key=lambda row: -row.value)
+
+
+def accuracies(*, data: str, model: str, density: float | None = None) -> Sequence[Published]:
+    """Verified rows that have an :attr:`Published.accuracy`, those printed as errors among them, the highest first."""
+    metrics = ("accuracy", "error")
+    both = (row for metric in metrics for row in lookup(data=data, model=model, density=density, metric=metric))
+    return sorted(both, key=lambda row: -(row.accuracy or 0))
 
 
 def _near(published: float | None, asked: float | None) -> bool:

@@ -83,8 +83,8 @@ def train(context: click.Context, /, **options: Any) -> None:
     """Train sparse networks, each in one go, beside the dense one, and write a report.
 
     Masks are there from the first step on (rigl, set, snfs, static, snip) or come while the network trains (gmp,
-    granet, cs). What is left open comes from a recipe: the papers' for conv2, conv4, conv6, resnet20 and wrn_22_2, the
-    digits study's for other networks. The same command continues a training that was stopped.
+    granet, cs). What is left open comes from a recipe: the papers' for conv2, conv4, conv6, resnet20 and wide
+    ResNets, the digits study's for other networks. The same command continues a training that was stopped.
 
     \b
     Examples:

@@ -43,9 +43,9 @@ _DATA = [
         "--model",
         metavar="NAME",
         show_default="lenet_300_100; for cifar10, cifar100 and folder resnet20; for text gru_lm",
-        help="lenet_300_100, conv_digits, conv2, conv4, conv6, resnet20, wrn_22_2, vgg16, vgg19, resnet18_cifar, "
-        "resnet18, resnet50, mobilenet_v1, or your own module:function, called with those of input_shape, classes, "
-        "in_channels, image_size and width that it names.",
+        help="lenet_300_100, lenet_100_69, conv_digits, conv2, conv4, conv6, resnet20, wrn_16_4, wrn_22_2, wrn_28_10, "
+        "wrn_40_2, vgg16, vgg19, resnet18_cifar, resnet18, resnet50, mobilenet_v1, gru_lm (texts), or your own "
+        "module:function, called with those of input_shape, classes, in_channels, image_size and width that it names.",
     ),
     click.option(
         "--width",

@@ -44,8 +44,8 @@ class Recipe:
     rewind_epochs: float = 0.0
 
 
-# Conv-2/4/6: Frankle & Carbin, ICLR 2019. ResNet-20: Savarese et al., whose code adds Nesterov momentum. WRN-22-2: Evci
-# et al., "Rigging the Lottery", ICML 2020: 97,656 steps, the learning rate a fifth after each 30,000.
+# Conv-2/4/6: Frankle & Carbin, ICLR 2019. ResNet-20: Savarese et al., whose code adds Nesterov momentum. WRN: Evci
+# et al., "Rigging the Lottery", ICML 2020, for WRN-22-2: 97,656 steps, the learning rate a fifth after each 30,000.
 _CONV = Recipe(epochs=40, batch_size=60, optimizer=Adam(lr=3e-4))
 _RESNET = Recipe(
     epochs=85,
@@ -69,7 +69,11 @@ _SMALL = Recipe(
     score_optimizer=SCORE_OPTIMIZER,
     schedule=BASE.schedule,
 )
-RECIPES = {"conv2": _CONV, "conv4": _CONV, "conv6": _CONV, "resnet20": _RESNET, "wrn_22_2": _WIDE}
+RECIPES = {
+    **dict.fromkeys(("conv2", "conv4", "conv6"), _CONV),
+    "resnet20": _RESNET,
+    **dict.fromkeys(("wrn_16_4", "wrn_22_2", "wrn_28_10", "wrn_40_2"), _WIDE),
+}
 STEP, STEP_EPOCHS = Drops(epochs=(50, 75), by=0.1), 100  # a tenth after a half and after three quarters
 DEFAULT_MODEL = {
     "digits": "lenet_300_100",

@@ -18,8 +18,17 @@ from torch import nn
 from tombola.lab.errors import LabError
 from tombola.lab.models.gru_lm import gru_lm
 from tombola.lab.models.mobilenet import mobilenet_v1
-from tombola.lab.models.plain import conv2, conv4, conv6, conv_digits, lenet_300_100
-from tombola.lab.models.residual import resnet18, resnet18_cifar, resnet50, wide_resnet, wrn_22_2
+from tombola.lab.models.plain import conv2, conv4, conv6, conv_digits, lenet_100_69, lenet_300_100
+from tombola.lab.models.residual import (
+    resnet18,
+    resnet18_cifar,
+    resnet50,
+    wide_resnet,
+    wrn_16_4,
+    wrn_22_2,
+    wrn_28_10,
+    wrn_40_2,
+)
 from tombola.lab.models.resnet20 import resnet20
 from tombola.lab.models.vgg import vgg16, vgg19
 from tombola.lab.objects import call, resolve
@@ -32,6 +41,7 @@ __all__ = [
     "conv6",
     "conv_digits",
     "gru_lm",
+    "lenet_100_69",
     "lenet_300_100",
     "mobilenet_v1",
     "resnet18",
@@ -43,17 +53,24 @@ __all__ = [
     "vgg19",
     "wide_resnet",
     "width_for",
+    "wrn_16_4",
     "wrn_22_2",
+    "wrn_28_10",
+    "wrn_40_2",
 ]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet_300_100": lenet_300_100,
+    "lenet_100_69": lenet_100_69,
     "conv_digits": conv_digits,
     "conv2": conv2,
     "conv4": conv4,
     "conv6": conv6,
     "resnet20": resnet20,
+    "wrn_16_4": wrn_16_4,
     "wrn_22_2": wrn_22_2,
+    "wrn_28_10": wrn_28_10,
+    "wrn_40_2": wrn_40_2,
     "vgg16": vgg16,
     "vgg19": vgg19,
     "resnet18_cifar": resnet18_cifar,
@@ -65,7 +82,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 WIDTH_STEP = 1e-4
 _UNMASKED = {
-    "wrn_22_2": ("conv1.weight",),
+    **dict.fromkeys(("wrn_16_4", "wrn_22_2", "wrn_28_10", "wrn_40_2"), ("conv1.weight",)),
     "resnet20": ("stage2.0.shortcut.weight", "stage3.0.shortcut.weight", "fc.weight"),
     "vgg19": ("fc.weight",),
     "mobilenet_v1": ("features.conv0.conv.weight", *(f"features.depthwise{n}.conv.weight" for n in range(1, 14))),

@@ -73,9 +73,24 @@ def wide_resnet(*, depth: int = 22, width: float = 2, in_channels: int = 3, clas
     return _WideResNet((depth - 4) // 6, width, in_channels, classes)
 
 
+def wrn_16_4(*, in_channels: int = 3, classes: int = 10, width: float = 1.0) -> nn.Module:
+    """WRN-16-4, see :func:`wide_resnet`; ``width`` multiplies its own factor of 4, so that 0.5 makes WRN-16-2."""
+    return wide_resnet(depth=16, in_channels=in_channels, classes=classes, width=4 * width)
+
+
 def wrn_22_2(*, in_channels: int = 3, classes: int = 10, width: float = 1.0) -> nn.Module:
     """WRN-22-2, see :func:`wide_resnet`; ``width`` multiplies its own factor of 2."""
     return wide_resnet(in_channels=in_channels, classes=classes, width=2 * width)
+
+
+def wrn_28_10(*, in_channels: int = 3, classes: int = 10, width: float = 1.0) -> nn.Module:
+    """WRN-28-10, see :func:`wide_resnet`; ``width`` multiplies its own factor of 10."""
+    return wide_resnet(depth=28, in_channels=in_channels, classes=classes, width=10 * width)
+
+
+def wrn_40_2(*, in_channels: int = 3, classes: int = 10, width: float = 1.0) -> nn.Module:
+    """WRN-40-2, see :func:`wide_resnet`; ``width`` multiplies its own factor of 2."""
+    return wide_resnet(depth=40, in_channels=in_channels, classes=classes, width=2 * width)
 
 
 class _Basic(nn.Module):

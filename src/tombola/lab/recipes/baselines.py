@@ -1,9 +1,10 @@
-"""What makes a comparison fair: dense nets trained as long, and for as much arithmetic; other schedules for both."""
+"""What makes a comparison fair: dense nets trained as long, and for as much arithmetic; other schedules for both;
+controls of tickets."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -55,6 +56,14 @@ def schedules(run: RunConfig) -> list[RunConfig]:
         others.append(step)
     made: list[Schedule] = [own, *(WarmUp(epochs=warm.epochs, then=other) if warm else other for other in others)]
     return [replace(run, schedule=schedule) for schedule in made]
+
+
+def other_schedules(runs: Iterable[RunConfig]) -> list[RunConfig]:
+    """The first run of each method among ``runs`` with the others of cosine and step, without its controls."""
+    first: dict[str, RunConfig] = {}
+    for run in runs:
+        first.setdefault(run.method_name, replace(run, controls=(), control_rounds=()))
+    return [other for run in first.values() for other in schedules(run)[1:]]
 
 
 def dense(runs: Sequence[RunConfig]) -> list[RunConfig]:

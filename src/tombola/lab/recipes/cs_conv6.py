@@ -8,7 +8,8 @@ ISS: s₀ = 1, SGD at 20, λ = 1e-8. Tickets are trained from the initial weight
 Departs from the paper in:
   * whether CS rewinds its weights between rounds is not said there; here it goes on with them;
   * which s₀ within the range were tried is not printed, nor whether SGD had momentum (here not);
-  * three seeds; retraining of every ticket is counted; dense nets, controls and other schedules are added.
+  * three seeds; retraining of every ticket is counted; dense nets are added, controls of tickets of some rounds, and a
+    cosine and a step schedule for IMP, for ISS and for CS at two s₀.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import replace
 
 from tombola.lab.config import RunConfig
 from tombola.lab.recipes.base import Recipe, Scale, by, smaller
-from tombola.lab.recipes.baselines import controlled, dense, schedules
+from tombola.lab.recipes.baselines import controlled, dense, other_schedules
 from tombola.lab.recipes.nets import CONV6
 from tombola.lab.settings import SGD, Adam
 from tombola.methods.continuous import ContinuousSparsification
@@ -26,6 +27,8 @@ from tombola.methods.magnitude import IMP
 from tombola.methods.stochastic import StochasticSparsification
 
 SCORES = (-0.03, -0.02, -0.01, 0.0, 0.01, 0.02, 0.03)
+MIDDLE = -0.01  # at every scale
+IMP_CONTROLS = (5, 10, 15, 20, 30)  # 39, 15, 6.2, 2.5 and 0.45 % of the weights
 KEEP = {f"conv{n}.weight": 0.85 for n in range(1, 7)} | {"fc1.weight": 0.8, "fc2.weight": 0.8, "out.weight": 0.9}
 
 
@@ -45,9 +48,14 @@ def configs(scale: Scale) -> Sequence[RunConfig]:
         replace(base, method=replace(method, initial_score=s0), score_optimizer=Adam(lr=3e-4), rounds=cs_rounds)
         for s0 in by(scale, full=SCORES, cpu=(-0.03, -0.01, 0.0), smoke=(-0.01,))
     ]
-    searches = [controlled(imp, rounds), controlled(iss, iss.rounds), *(controlled(run, cs_rounds) for run in cs)]
-    others = [*schedules(replace(imp, controls=(), control_rounds=()))[1:], *schedules(cs[0])[1:]]
-    return [*dense([imp, iss, cs[0]]), *searches, *others]
+    some = by(scale, full=IMP_CONTROLS, cpu=(rounds,), smoke=(rounds,))
+    searches = [
+        controlled(imp, *some),
+        controlled(iss, *by(scale, full=IMP_CONTROLS, cpu=(iss.rounds,), smoke=(iss.rounds,))),
+        *(controlled(run, *by(scale, full=(1, 2, 4), cpu=(cs_rounds,), smoke=(cs_rounds,))) for run in cs),
+    ]
+    middle = [run for run in cs if run.method == replace(method, initial_score=MIDDLE)]
+    return [*dense([imp, iss, cs[0]]), *searches, *other_schedules([imp, iss, cs[0]]), *other_schedules(middle)]
 
 
 RECIPE = Recipe(

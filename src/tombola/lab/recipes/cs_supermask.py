@@ -6,7 +6,9 @@ found a sweep of s₀ unstable here. SS: SGD at 100, sparsity by s₀ from −5 
 
 Departs from the paper in:
   * which λ and s₀ within the ranges are tried, s₀ of CS (0), λ (1e-8) and momentum (none) of SS: they are not printed;
-  * three seeds; dense nets that do learn their weights, which show what the masks miss, are added.
+  * three seeds; dense nets that do learn their weights, which show what the masks miss, are added; so are, at one
+    setting of each method, a cosine and a step schedule of the scores, and for every mask two controls, which are
+    measured as they are: as many weights of each layer at shuffled places, and the same places over fresh weights.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from dataclasses import replace
 
 from tombola.lab.config import RunConfig
 from tombola.lab.recipes.base import Recipe, Scale, by, smaller
-from tombola.lab.recipes.baselines import dense, schedules
+from tombola.lab.recipes.baselines import controlled, dense, schedules
 from tombola.lab.recipes.nets import CONV6
 from tombola.lab.settings import SGD, Adam
 from tombola.methods.continuous import ContinuousSparsification
@@ -46,7 +48,8 @@ def configs(scale: Scale) -> Sequence[RunConfig]:
         )
         for score in by(scale, full=SCORES, cpu=SCORES[::3], smoke=SCORES[3:4])
     ]
-    return [*dense([*cs, *ss]), *cs[:-1], *schedules(cs[-1]), *ss[:-1], *schedules(ss[-1])]
+    masks = [*cs[:-1], *schedules(cs[-1]), *ss[:-1], *schedules(ss[-1])]
+    return [*dense([*cs, *ss]), *(controlled(run, 1) for run in masks)]
 
 
 RECIPE = Recipe(

@@ -8,7 +8,8 @@ after each 30,000 steps; ERK; ΔT = 100, α = 0.3, moves until step 75,000; prun
 Departs from the paper in:
   * an epoch has 390 whole batches: 97,500 steps, and drops at the ends of epochs 77, 154 and 230;
   * how pruning shares its weights out among the layers is not said; here each layer alike;
-  * SET, three seeds, dense nets as long and for as much arithmetic, and a cosine are added.
+  * SET, three seeds, dense nets as long and for as much arithmetic are added, and a cosine for each method at one
+    density, a tenth, and for RigL at the largest.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tombola.budgets import erk, uniform
 from tombola.lab.config import Dense, RunConfig
 from tombola.lab.models import unmasked
 from tombola.lab.recipes.base import Recipe, Scale, by, smaller, stretched
-from tombola.lab.recipes.baselines import dense, schedules
+from tombola.lab.recipes.baselines import dense, other_schedules
 from tombola.lab.settings import SGD, Drops
 from tombola.methods.gradual import GradualMagnitude
 from tombola.methods.rigl import RigL
@@ -39,6 +40,7 @@ BASE = RunConfig(
     unmasked=unmasked("wrn_22_2"),
 )
 DENSITIES = (0.5, 0.2, 0.1, 0.05)
+OTHERS_AT = 0.1  # where each method has another schedule, too
 STEPS = 97_656
 BEGIN, UNTIL = 20_000 / STEPS, 75_000 / STEPS
 
@@ -48,21 +50,29 @@ def configs(scale: Scale) -> Sequence[RunConfig]:
     base = smaller(BASE, scale, epochs=6, width=0.25, examples=2500)
     twice = replace(base, epochs=2 * base.epochs, schedule=stretched(base.schedule, base.epochs, 2 * base.epochs))
     once, moves = _of(base, scale), [run for run in _of(twice, scale) if isinstance(run.method, RigL | Static)]
-    return [*dense([*once, *moves]), *once, *moves, *(other for run in once[:1] for other in schedules(run)[1:])]
+    return [
+        *dense([*once, *moves]),
+        *once,
+        *moves,
+        *other_schedules(once[:1]),
+        *other_schedules(_at(base, OTHERS_AT, scale)),
+    ]
 
 
 def _of(base: RunConfig, scale: Scale) -> list[RunConfig]:
+    densities = by(scale, full=DENSITIES, cpu=DENSITIES[1:], smoke=(OTHERS_AT,))
+    return [run for density in densities for run in _at(base, density, scale)]
+
+
+def _at(base: RunConfig, density: float, scale: Scale) -> list[RunConfig]:
     every, prunings = by(scale, full=100, cpu=4, smoke=1), by(scale, full=1000, cpu=8, smoke=1)
-    found = []
-    for density in by(scale, full=DENSITIES, cpu=DENSITIES[1:], smoke=(0.2,)):
-        methods = (
-            RigL(density=density, budget=erk, every=every, until=UNTIL, drop_fraction=0.3),
-            SET(density=density, budget=erk, every=every, until=UNTIL, drop_fraction=0.3),
-            Static(density=density, budget=erk),
-            GradualMagnitude(density=density, budget=uniform, every=prunings, begin=BEGIN, until=UNTIL),
-        )
-        found += [replace(base, method=method) for method in methods]
-    return found
+    methods = (
+        RigL(density=density, budget=erk, every=every, until=UNTIL, drop_fraction=0.3),
+        SET(density=density, budget=erk, every=every, until=UNTIL, drop_fraction=0.3),
+        Static(density=density, budget=erk),
+        GradualMagnitude(density=density, budget=uniform, every=prunings, begin=BEGIN, until=UNTIL),
+    )
+    return [replace(base, method=method) for method in methods]
 
 
 RECIPE = Recipe(

@@ -9,7 +9,8 @@ here those stand beside the ones on the test part, so that neither has to serve 
 Departs from the paper in:
   * six epochs of WikiText-103 instead of 200,000 steps (about 33,000 steps an epoch);
   * the embedding, which serves for the output too, is never masked here, and neither are biases;
-  * static masks, three seeds, dense nets as long and for as much arithmetic, a cosine and a step schedule are added.
+  * static masks, three seeds, dense nets as long and for as much arithmetic, and for each method a cosine and a step
+    schedule are added.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tombola.budgets import uniform
 from tombola.lab.config import Dense, RunConfig
 from tombola.lab.inputs import Text
 from tombola.lab.recipes.base import Recipe, Scale, by, smaller
-from tombola.lab.recipes.baselines import dense, schedules
+from tombola.lab.recipes.baselines import dense, other_schedules
 from tombola.lab.settings import Adam
 from tombola.methods.gradual import GradualMagnitude
 from tombola.methods.rigl import RigL
@@ -54,7 +55,7 @@ def configs(scale: Scale) -> Sequence[RunConfig]:
         GradualMagnitude(density=DENSITY, budget=uniform, every=prunings, begin=0.25, until=0.75),
     )
     runs = [replace(base, method=method) for method in methods]
-    return [*dense(runs), *runs, *schedules(runs[0])[1:]]
+    return [*dense(runs), *runs, *other_schedules(runs)]
 
 
 RECIPE = Recipe(

@@ -6,7 +6,9 @@ Published: 70.82 ± 0.07 and 73.93 ± 0.09, both at 0.46 of dense training; RigL
 twice as long 76.06 ± 0.09 at 0.46. Settings as in rigl_imagenet.py, with uniform budgets and a dense first layer.
 
 Departs from the paper in: what rigl_imagenet.py departs in; a static random mask, three seeds, dense nets as long and
-for as much arithmetic, and a cosine are added. The first training is the same in both lottery runs and is shown twice.
+for as much arithmetic, and a cosine for each method, are added; so are controls of the tickets that both lottery runs
+train: as many connections in each layer at shuffled places, and the same connections over fresh weights. The first
+training is the same in both lottery runs and is shown twice.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from dataclasses import replace
 
 from tombola.lab.config import BUDGETS, RunConfig
 from tombola.lab.recipes.base import Recipe, Scale, by, stretched
-from tombola.lab.recipes.baselines import dense, schedules
+from tombola.lab.recipes.baselines import controlled, dense, schedules
 from tombola.lab.recipes.imagenet import reduced
 from tombola.lab.recipes.nets import RESNET50
 from tombola.lab.recipes.rigl_imagenet import UNTIL
@@ -35,7 +37,8 @@ def configs(scale: Scale) -> Sequence[RunConfig]:
     rigl, longer = replace(base, method=method), replace(twice, method=method)
     static = replace(base, method=Static(density=DENSITY, budget=BUDGET))
     lottery = [replace(rigl, lottery="fixed"), replace(rigl, lottery="moving")]
-    return [*dense([rigl, longer, static]), *schedules(rigl), longer, static, *lottery]
+    others = [other for run in (rigl, static, *lottery) for other in schedules(run)[1:]]
+    return [*dense([rigl, longer, static]), rigl, longer, static, *(controlled(run, 1) for run in lottery), *others]
 
 
 RECIPE = Recipe(

@@ -15,7 +15,8 @@ Departs from the paper in:
     cs_resnet20.py: IMP removes 20 % of all weights together a round and rewinds to step 780, 18 rounds;
   * the classifier carries no mask (as in Savarese et al.'s code), so that none is needed for a fresh one;
   * controls keep each layer's number of weights; the random tickets of the reproduction only that of the whole net;
-  * tickets are not transferred between optimisers; CS, three seeds, dense nets and other schedules are added.
+  * tickets are not transferred between optimisers; CS, three seeds, dense nets, and a cosine for both searches (whose
+    tickets are not transferred) are added.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from dataclasses import fields, replace
 
 from tombola.lab.config import RunConfig
 from tombola.lab.recipes.base import SMOKE_EXAMPLES, Recipe, Scale, by, smaller
-from tombola.lab.recipes.baselines import controlled, dense, schedules
+from tombola.lab.recipes.baselines import controlled, dense, other_schedules
 from tombola.lab.recipes.nets import RESNET20, REWIND_STEP, SCORES
 from tombola.lab.transfer import Transfer
 from tombola.methods.continuous import ContinuousSparsification
@@ -58,8 +59,11 @@ def _from(base: RunConfig, target: RunConfig, scale: Scale) -> list[RunConfig]:
         score_optimizer=SCORES, rounds=cs_rounds,
     )  # fmt: skip
     alone = [replace(run, transfer=None) for run in (imp, cs)]
-    searches = [controlled(run, run.rounds) for run in (imp, cs)]
-    return [*dense(alone), *searches, *schedules(alone[0])[1:], *schedules(alone[1])[1:]]
+    searches = [
+        controlled(imp, *by(scale, full=(6, 12, 18), cpu=(3, 5), smoke=(2,))),  # 26, 6.9 and 1.8 % of the weights
+        controlled(cs, *by(scale, full=(1, 2, 5), cpu=(1, 2), smoke=(1,))),
+    ]
+    return [*dense(alone), *searches, *other_schedules(alone)]
 
 
 RECIPE = Recipe(

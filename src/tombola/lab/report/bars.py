@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from tombola.lab.report.curves import Scores
-from tombola.lab.report.figures import Series
+from tombola.lab.report.figures import SIZE, Series
 from tombola.lab.report.marks import Marks
 from tombola.lab.report.rows import Row
 from tombola.lab.report.svg import INK
@@ -22,7 +22,7 @@ PANEL = (1.4, 1.15)  # inches
 
 def histograms_size(found: Sequence[Sequence[Scores]]) -> tuple[float, float]:
     """Inches that :func:`draw_histograms` wants."""
-    return max(map(len, found)) * PANEL[0] + 1.0, len(found) * PANEL[1] + 0.8
+    return max(SIZE[0], max(map(len, found)) * PANEL[0] + 1.0), len(found) * PANEL[1] + 0.8
 
 
 def draw_histograms(figure: Figure, found: Sequence[Sequence[Scores]]) -> Marks:
@@ -52,7 +52,8 @@ def draw_histograms(figure: Figure, found: Sequence[Sequence[Scores]]) -> Marks:
         for axes in axes_row[len(row) :]:
             axes.set_axis_off()
         above = rounds
-        axes_row[0].set_ylabel(row[0].name.replace("\N{NO-BREAK SPACE}", " ").replace(" ", "\n", 1), fontsize=9)
+        label = row[0].name.replace(" ", "\n")  # a line for each setting, whatever their number
+        axes_row[0].set_ylabel(label, fontsize=9, rotation=0, ha="right", va="center")
     figure.supxlabel("β·s", fontsize=11)
     return marks
 

@@ -27,9 +27,14 @@ def result_columns(tasks: Sequence[Task]) -> list[Column]:
         Column("round", lambda row: str(row.round or ""), lambda row: row.round or None),
         Column("density", lambda row: percent(row.density.mean), lambda row: row.density.mean, _kept),
         Column("accuracy", lambda row: accuracy(row.accuracy), lambda row: row.accuracy.mean, _seeds),
-        Column("≥ dense", lambda row: "✓" if row.good else "", lambda row: 1 if row.good else None),
+        Column("≥ dense", lambda row: "✓" if row.good else "", lambda row: 1 if row.good else None, _bar),
         Column("epochs", lambda row: f"{row.epochs.mean:,.6g}", lambda row: row.epochs.mean),
     ]
+    if any(task.dearer for task in tasks):
+        whole = Column(
+            "epochs in all", lambda row: f"{row.epochs_all.mean:,.6g}", lambda row: row.epochs_all.mean, _tried
+        )
+        columns.append(whole)
     tokens = list(dict.fromkeys(row.token for task in tasks for row in task.rows if row.token))
     columns += [_bits(token) for token in tokens]
     if any(row.valid for task in tasks for row in task.rows):
@@ -40,8 +45,6 @@ def result_columns(tasks: Sequence[Task]) -> list[Column]:
         del columns[0]
     if any(row.arithmetic for task in tasks for row in task.rows):
         columns.append(Column("arithmetic", _arithmetic, lambda row: row.arithmetic.mean if row.arithmetic else None))
-    if any(task.swept for task in tasks):
-        columns.append(Column("every s₀", lambda row: f"{row.epochs_all.mean:,.6g}", lambda row: row.epochs_all.mean))
     return columns
 
 
@@ -83,14 +86,17 @@ def reading(tasks: Sequence[Task]) -> str:
         text += ", of texts the share of tokens that are foretold"
     if any(row.valid for task in tasks for row in task.rows):
         text += "; validation: bits on the part of a text that is for choosing among settings"
-    if any(task.searched for task in tasks):
-        text += ", of tickets after retraining. Epochs: of the search up to that round and of the retraining"
+    searched = any(task.searched for task in tasks)
+    if searched:
+        text += ", of tickets after retraining. Epochs: of that ticket alone, its search and its retraining"
     if any(row.found_on for task in tasks for row in task.rows):
         text += "; a ticket “from” other data was searched on those, and retrained and tested here"
-    if any(task.swept for task in tasks):
-        text += "; every s₀: with those of all initial scores tried"
+    if any(task.dearer for task in tasks):
+        more = ["the training of every ticket on the way"] if searched else []
+        more += ["every setting of the method that was tried"] if any(task.swept for task in tasks) else []
+        text += f"{'; e' if searched else '. E'}pochs in all: of the curve as far as that row, with {listing(more)}"
     if any(row.arithmetic for task in tasks for row in task.rows):
-        whole = "search and training" if any(task.searched for task in tasks) else "the training"
+        whole = "search and training" if searched else "the training"
         text += f". Arithmetic: multiply-adds of {whole}, in epochs of the dense net at full width"
     if columns := [column.name for column in cost_columns(tasks)]:
         meaning = {
@@ -162,6 +168,16 @@ def _device(row: Row) -> str:
 
 def _kept(row: Row) -> str:
     return f"{', '.join(f'{kept:,}' for kept in row.kept)} of {count(row.maskable, 'weight')}"
+
+
+def _bar(row: Row) -> str:
+    if row.bar is None:
+        return ""
+    return f"dense in {count(row.bar.training.mean, 'epoch')}: {spread(row.bar.accuracy)}"
+
+
+def _tried(row: Row) -> str:
+    return f"{row.tried} settings tried" if row.tried > 1 else ""
 
 
 def _seeds(row: Row) -> str:

@@ -1,4 +1,7 @@
-"""The summary as CSV: one line for each setting and round, and one for each of its controls, nothing rounded."""
+"""The summary as CSV: one line for each setting and round, and one for each of its controls, nothing rounded.
+
+``epochs`` are those of a ticket alone, ``epochs_in_all`` those of the whole curve as far as it: see `Row`.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,9 @@ COLUMNS = (
     "valid_loss",
     "seeds",
     "epochs",
-    "epochs_with_every_initial_score",
+    "epochs_in_all",
     "arithmetic_in_dense_epochs",
-    "initial_scores_tried",
+    "settings_tried",
     "multiply_adds",
     "bytes",
     "wall_seconds",
@@ -80,9 +83,9 @@ def _search(row: Row) -> dict[str, object]:
     """What the search of a ticket cost, and how decided it was."""
     return {
         "epochs": f"{row.epochs.mean:g}",
-        "epochs_with_every_initial_score": f"{row.epochs_all.mean:g}",
+        "epochs_in_all": f"{row.epochs_all.mean:g}",
         "arithmetic_in_dense_epochs": _mean(row.arithmetic),
-        "initial_scores_tried": row.tried,
+        "settings_tried": row.tried,
         "multiply_adds": _mean(row.multiply_adds),
         "bytes": _mean(row.bytes),
         "wall_seconds": _mean(row.seconds),

@@ -18,12 +18,13 @@ from tombola.lab.report.marks import Marks
 from tombola.lab.report.rows import Row, Stat, Task, control_name
 from tombola.lab.report.scales import accuracy_axis, clipped, ratio_axis
 from tombola.lab.report.svg import INK, STYLE, inline, standalone
-from tombola.lab.report.words import percent, spread
+from tombola.lab.report.words import count, percent, spread
 
 SIZE = (5.2, 3.7)  # inches
 BAND = 0.16  # how much of the dense net's ink its band has
 MARKERS = ("o", "s", "^", "*", "v", "D", "h", "<", ">", "p")
 DENSE_MARKER = "d"
+BARS = (":", "-.")  # lines of dense nets that were trained longer or shorter than most
 CONTROL_MARKERS = {"shuffled": "x", "reinitialised": "+"}  # drawn a little aside: bars would hide each other
 FAMILIES = {("cs", False): "s1", ("cs", True): "s2", ("imp", False): "s3", ("iss", False): "s4"}
 FAMILIES |= {("rigl", True): "s1", ("gmp", True): "s3", ("set", True): "s4"}
@@ -138,7 +139,10 @@ def entries(task: Task) -> list[Entry]:
     found = []
     if task.dense is not None:
         several = task.dense.accuracy.sd is not None
-        found.append(Entry("dense, ± 1 sd" if several else "dense", INK["dense"], band=several))
+        text = ", ".join(["dense", *_length(task, task.dense), *["± 1 sd"] * several])
+        found.append(Entry(text, INK["dense"], band=several))
+    for row, line in _other_bars(task):
+        found.append(Entry(", ".join(["dense", *_length(task, row)]), INK["dense"], line=line))
     if any(_longer(row) for row in task.rows):
         found.append(Entry("dense, equal epochs", INK["dense"], line="--"))
     found += [Entry(series.name, series.ink, series.marker, method=series.method) for series in series_of(task)]
@@ -219,13 +223,31 @@ def _end(series: Series, view: View) -> EndLabel:
 
 
 def _dense_lines(axes: Axes, task: Task) -> None:
-    for row in task.rows:
-        if row == task.dense or _longer(row):
-            mean, sd = row.accuracy.mean, row.accuracy.sd or 0.0
-            bar = row == task.dense
-            axes.axhline(clipped(mean), color=INK["dense"], lw=1.2, ls="-" if bar else "--", zorder=1.5)
-            if bar and sd:
-                axes.axhspan(mean - sd, clipped(mean + sd), color=INK["dense"], alpha=BAND, lw=0, zorder=1)
+    lines = [*_other_bars(task), *((row, "--") for row in task.rows if _longer(row) and row not in task.bars)]
+    if task.dense is not None:
+        lines.append((task.dense, "-"))
+        mean, sd = task.dense.accuracy.mean, task.dense.accuracy.sd or 0.0
+        if sd:
+            axes.axhspan(mean - sd, clipped(mean + sd), color=INK["dense"], alpha=BAND, lw=0, zorder=1)
+    for row, line in lines:
+        axes.axhline(clipped(row.accuracy.mean), color=INK["dense"], lw=1.2, ls=line, zorder=1.5)
+
+
+def _other_bars(task: Task) -> list[tuple[Row, str]]:
+    """The dense nets that the longer and shorter trainings are held against, and the line of each."""
+    return [(row, BARS[place % len(BARS)]) for place, row in enumerate(task.bars[1:])]
+
+
+def _length(task: Task, bar: Row) -> list[str]:
+    """How long a dense net was trained, where sparse ones are held against several; and how wide it is, if they differ
+    in that."""
+    if len(task.bars) < 2:
+        return []
+    widths = {other.width for other in task.bars}
+    return [
+        count(bar.training.mean, "epoch"),
+        *[f"width {bar.width:g}"] * (len(widths) > 1 and bar.width != max(widths)),
+    ]
 
 
 def _longer(row: Row) -> bool:

@@ -50,16 +50,18 @@ def _sparsest(task: Task) -> Finding | None:
         return None
     best = matching(task.tickets)
     if best is None:
-        closest = max(task.tickets, key=lambda row: row.accuracy.mean)
+        closest = max(task.tickets, key=lambda row: row.accuracy.mean - (row.bar or dense).accuracy.mean)
+        bar = closest.bar or dense
         return Finding(
             "none",
             f"of the {task.noun}s is as accurate as the dense net",
-            f"Dense reaches {spread(dense.accuracy)}. The best {task.noun}, {_ticket(closest)}, keeps "
-            f"{percent(closest.density.mean)} of the weights and reaches {spread(closest.accuracy)}.",
+            f"Dense reaches {spread(bar.accuracy)}{_length(task, bar)}. The best {task.noun}, {_ticket(closest)}, "
+            f"keeps {percent(closest.density.mean)} of the weights and reaches {spread(closest.accuracy)}.",
         )
+    bar = best.bar or dense
     text = (
-        f"{_ticket(best)} reaches {spread(best.accuracy)} against {spread(dense.accuracy)} for the dense net, "
-        f"after {_epochs(best)}."
+        f"{_ticket(best)} reaches {spread(best.accuracy)} against {spread(bar.accuracy)} for the dense "
+        f"net{_length(task, bar)}, after {_epochs(best)}."
     )
     if best.method != "imp":
         text += _imp_as_sparse(task, best)
@@ -85,10 +87,7 @@ def _imp_as_sparse(task: Task, best: Row) -> str:
 
 def _nearly(task: Task) -> Finding | None:
     """For each method its sparsest ticket that is less than half a point below dense."""
-    dense = task.dense
-    if dense is None:
-        return None
-    near = [row for row in task.tickets if row.accuracy.mean > dense.accuracy.mean - NEARLY]
+    near = [row for row in task.tickets if row.bar and row.accuracy.mean > row.bar.accuracy.mean - NEARLY]
     sparsest = min(near, key=lambda row: row.density.mean, default=None)
     if sparsest is None or sparsest.good:  # the sparsest at least as accurate as dense has been told of
         return None
@@ -188,8 +187,17 @@ def _ticket(row: Row) -> str:
 
 
 def _epochs(row: Row) -> str:
-    text = count(row.epochs_all.mean, "epoch")
-    return text if row.tried < 2 else f"{text} (with the {row.tried} initial scores tried)"
+    """What the ticket alone costs, and what everything costs that was trained to find it, if that is more."""
+    text = count(row.epochs.mean, "epoch")
+    if row.epochs_all.mean == row.epochs.mean:
+        return text
+    more = ["every retraining"] * (row.round > 1) + [f"all {row.tried} settings tried"] * (row.tried > 1)
+    return f"{text} ({row.epochs_all.mean:,.6g} with {listing(more)})"
+
+
+def _length(task: Task, bar: Row) -> str:
+    """How long a dense net was trained, where sparse ones are held against several."""
+    return f" in {count(bar.training.mean, 'epoch')}" if len(task.bars) > 1 else ""
 
 
 def trust(task: Task) -> str:

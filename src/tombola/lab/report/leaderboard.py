@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tombola.lab.published import NEAR, Published, lookup
+from tombola.lab.published import NEAR, Published, accuracies
 from tombola.lab.report.rows import Row, Task, method_name
 from tombola.lab.report.words import NBSP, count, listing, percent, spread
 
 CAVEAT = (
-    "Published accuracies are as printed. Trainings differ from paper to paper: compare methods within one paper, or "
+    "Published accuracies are as printed; where an error was printed, which stands beside the method, they are what it "
+    "leaves. Trainings differ from paper to paper: compare methods within one paper, or "
     "within these runs, rather than single digits across them."
 )
 
@@ -39,39 +40,46 @@ class Entry:
 
 @dataclass(frozen=True)
 class Group:
-    """All lines of about one density, the best first."""
+    """All lines of about one density and one width, the best first."""
 
     density: float
     entries: tuple[Entry, ...]
+    width: float = 1.0
 
     @property
     def title(self) -> str:
         """What the lines have in common."""
-        return "dense" if self.density == 1 else f"about {percent(self.density)} of the weights"
+        width = "" if self.width == 1 else f", width {self.width:g}"
+        return ("dense" if self.density == 1 else f"about {percent(self.density)} of the weights") + width
 
 
 def leaderboard(task: Task) -> list[Group]:
     """The densities of `task` of which something is published, dense first; none for most tasks."""
     alike: list[list[Row]] = []
-    for row in sorted(_comparable(task), key=lambda row: -row.density.mean):
-        together = alike and _near(alike[-1][0].density.mean, row.density.mean)
-        if together:
+    for row in sorted(_comparable(task), key=lambda row: (row.width, -row.density.mean)):
+        last = alike[-1][0] if alike else None
+        if last is not None and last.width == row.width and _near(last.density.mean, row.density.mean):
             alike[-1].append(row)
         else:
             alike.append([row])
     groups = []
     for rows in alike:
-        density = rows[0].density.mean
-        published = lookup(data=task.data, model=task.model, density=density)
+        density, width = rows[0].density.mean, rows[0].width
+        published = accuracies(data=task.data, model=_model(task, rows[0]), density=density)
         if published:
             entries = [*map(_published, published), *(_measured(row, task, published) for row in rows)]
-            groups.append(Group(density, tuple(sorted(entries, key=lambda entry: -entry.accuracy))))
+            groups.append(Group(density, tuple(sorted(entries, key=lambda entry: -entry.accuracy)), width))
     return groups
 
 
+def _model(task: Task, row: Row) -> str:
+    """What the table of published numbers calls the model in that width."""
+    return task.model if row.width == 1 else f"{task.model} width {row.width:g}"
+
+
 def _comparable(task: Task) -> list[Row]:
-    """Networks of full width that are not empty; of texts no accuracy is published."""
-    return [row for row in task.rows if row.width == 1 and row.density.mean > 0 and not row.token]
+    """Networks that are not empty; of texts no accuracy is published."""
+    return [row for row in task.rows if row.density.mean > 0 and not row.token]
 
 
 def _near(one: float, other: float) -> bool:
@@ -81,11 +89,12 @@ def _near(one: float, other: float) -> bool:
 def _published(row: Published) -> Entry:
     around = "" if row.plus_minus is None else f"{NBSP}±{NBSP}{row.plus_minus:g}"
     assert row.density is not None
-    shown = f"{row.value:.1f}" if round(row.value, 1) == row.value else f"{row.value:g}"
-    origin = f"{row.paper}, {row.where}"
-    return Entry(
-        method_name(row.method), row.value, shown + around, row.density, row.epochs, origin, row.method, row.source
-    )
+    assert row.accuracy is not None
+    shown = f"{row.accuracy:.1f}" if round(row.accuracy, 1) == row.accuracy else f"{row.accuracy:g}"
+    name, origin = method_name(row.method), f"{row.paper}, {row.where}"
+    if row.metric == "error":
+        name += f" (error {row.value:g}{NBSP}%)"
+    return Entry(name, row.accuracy, shown + around, row.density, row.epochs, origin, row.method, row.source)
 
 
 def _measured(row: Row, task: Task, published: Sequence[Published]) -> Entry:
@@ -104,7 +113,7 @@ def notes(row: Row, task: Task, published: Sequence[Published]) -> list[str]:
     """Why the numbers of `row` and those of `published` are not to be compared digit by digit."""
     said = [row.label] if row.label else []
     epochs = [other.epochs for other in published if other.epochs]
-    epochs = epochs or [other.epochs for other in lookup(data=task.data, model=task.model) if other.epochs]
+    epochs = epochs or [other.epochs for other in accuracies(data=task.data, model=_model(task, row)) if other.epochs]
     if epochs and row.training.mean < min(epochs):
         said.append(f"reduced: {count(row.training.mean, 'epoch')}, published from {min(epochs):,.6g} on")
     if row.original is False:

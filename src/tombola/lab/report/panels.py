@@ -109,9 +109,9 @@ def _caption(task: Task, view: View) -> str:
         return f"The same {task.noun}s against the {whole}, in epochs of the dense net. {grey}"
     text = f"The same {task.noun}s against all epochs spent"
     if task.searched:
-        text += ": the search up to the ticket’s round and its retraining"
+        text += ": the search up to the ticket’s round and the training of every ticket on the way"
     if task.swept:
-        text += ", and the same for every initial score s₀ that was tried beside it"
+        text += ", and the same for every setting of the method that was tried beside it"
     return f"{text}. {grey}"
 
 

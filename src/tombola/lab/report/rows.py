@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,13 +41,13 @@ class Stat:
 class Row:
     """One setting of one method at one round, over its seeds; round 0 is a network that was trained in one go.
 
-    `epochs` counts the search up to this round and the retraining of its ticket. `epochs_all` adds the same for every
-    other initial score that was tried with otherwise equal settings: what it cost to be able to choose this one.
-    `training` are those of the one training that gave the number. `arithmetic` is that of the training, and of the
-    search for a ticket, in epochs of the dense net. `multiply_adds` (for one example) and `bytes` are those of the
-    network, `seconds` the wall time on `devices`. `loss` is in nats; `token` is what a text is made of, or empty.
-    `good` is a sparse net, not empty, whose mean accuracy is at least that of the dense net. `original`: whether the
-    data of every seed are the publisher's own files; None: not known. `label` says that it is reduced, if it is.
+    `epochs` is what this ticket alone costs: the search up to its round and its own training, `training`. `epochs_all`
+    is what the curve costs as far as this row: the training of every ticket on the way too, and all of it for each
+    setting of the method that was `tried`; controls are left out. `arithmetic` is that of this ticket alone, in epochs
+    of the dense net. `multiply_adds` (for one example) and `bytes` are those of the network, `seconds` the wall time on
+    `devices`. `loss` is in nats; `token` is what a text is made of, or empty. `bar` is the dense net that a sparse one
+    is held against, and `good` is one, not empty, whose mean accuracy is at least that of its bar. `original`: whether
+    the data of every seed are the publisher's own files; None: not known. `label` says that it is reduced, if it is.
     `valid` is the loss on the validation part of a text. `found_on` are the data that a transferred ticket was found
     on, or empty: its search took its epochs and arithmetic there, of which the latter is counted in epochs on `data`.
     """
@@ -79,6 +80,7 @@ class Row:
     dead: tuple[str, ...]
     layers: tuple[Layer, ...]
     controls: Mapping[str, Stat] = field(default_factory=dict)
+    bar: Row | None = None
     good: bool = False
     original: bool | None = None
     multiply_adds: Stat | None = None
@@ -134,14 +136,17 @@ class Task:
         return some + ", ".join(label for label in labels if label) if any(labels) else ""
 
     @property
+    def bars(self) -> tuple[Row, ...]:
+        """The dense nets that sparse ones are held against, that of most of them first."""
+        held = [row.bar for row in self.rows if row.bar is not None]
+        often = Counter(bar.group for bar in held)
+        found = {bar.group: bar for bar in held}
+        return tuple(sorted(found.values(), key=lambda bar: (-often[bar.group], bar.training.mean)))
+
+    @property
     def dense(self) -> Row | None:
-        """What all else is held against: the plainly trained dense net; if there are several, that with the most
-        arithmetic or epochs, and of those the most accurate. None: not run yet."""
-        plain = [row for row in self.rows if row.dense and not row.setting]
-        others = [row for row in self.rows if row.dense and not row.setting.startswith("equal epochs")]
-        return max(
-            plain or others, key=lambda row: ((row.arithmetic or row.epochs).mean, row.accuracy.mean), default=None
-        )
+        """The dense net that most sparse ones are held against; without any the longest. None: not run yet."""
+        return next(iter(self.bars), None) or longest(self.rows)
 
     @property
     def tickets(self) -> tuple[Row, ...]:
@@ -166,8 +171,13 @@ class Task:
 
     @property
     def swept(self) -> bool:
-        """Whether several initial scores were tried for some ticket."""
+        """Whether several settings of a method were tried for some ticket."""
         return any(row.tried > 1 for row in self.rows)
+
+    @property
+    def dearer(self) -> bool:
+        """Whether the curves cost more than some ticket alone."""
+        return any(row.epochs_all.mean > row.epochs.mean for row in self.rows)
 
 
 @dataclass(frozen=True)
@@ -182,6 +192,15 @@ class Summary:
     def unfinished(self) -> tuple[Path, ...]:
         """Folders of the runs that have not come to their end."""
         return tuple(run.folder for run in self.runs if not run.finished)
+
+
+def longest(rows: Iterable[Row]) -> Row | None:
+    """The plainly trained dense net; if there are several, that with the most arithmetic or epochs, and of those the
+    most accurate. None: there is none."""
+    dense = [row for row in rows if row.dense]
+    plain = [row for row in dense if not row.setting]
+    others = [row for row in dense if not row.setting.startswith("equal epochs")]
+    return max(plain or others, key=lambda row: ((row.arithmetic or row.epochs).mean, row.accuracy.mean), default=None)
 
 
 def method_name(method: str) -> str:

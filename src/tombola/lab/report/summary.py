@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from tombola.lab.report.against import bar_for
 from tombola.lab.report.experiments import reduced
 from tombola.lab.report.parts import parts
 from tombola.lab.report.reading import Layer, Result, Run
@@ -54,15 +55,15 @@ def _task(data: str, model: str, runs: list[Run]) -> Task:
         controls = {c: stat([r.test_accuracy for _, r in found]) for c, found in members.items() if c is not None}
         rows.append(_row(own, controls, group, sweeps[group], suffixes[group], last[group]))
     rows.sort(key=_order)
-    task = Task(data=data, model=model, rows=tuple(rows), seeds=tuple(sorted({run.seed for run in runs})))
-    if task.dense is None:
-        return task
-    bar = task.dense.accuracy.mean
+    held = tuple(row if row.dense else _held(row, bar_for(row, rows)) for row in rows)
+    return Task(data=data, model=model, rows=held, seeds=tuple(sorted({run.seed for run in runs})))
 
-    def good(row: Row) -> bool:
-        return not row.dense and row.density.mean > 0 and row.accuracy.mean >= bar
 
-    return replace(task, rows=tuple(replace(row, good=good(row)) for row in task.rows))
+def _held(row: Row, bar: Row | None) -> Row:
+    """A sparse net, held against a dense one."""
+    if bar is None:
+        return row
+    return replace(row, bar=bar, good=row.density.mean > 0 and row.accuracy.mean >= bar.accuracy.mean)
 
 
 def _row(
@@ -144,29 +145,48 @@ def _key(config: Mapping[str, Any]) -> str:
 
 
 def _sweeps(runs: list[Run]) -> dict[str, list[Run]]:
-    """For each setting the runs that differ from it in the initial score alone, itself included, over all seeds."""
-    bare: dict[str, list[Run]] = defaultdict(list)
+    """For each setting the runs that differ from it in numbers of the method alone, itself included, over all seeds.
 
-    def without_score(run: Run) -> str:
-        method = {k: v for k, v in run.method_settings.items() if k != "initial_score"}
-        return _key({**run.config, "method": method}) if run.method_settings else _key(run.config)
+    These were swept to find a good one: initial scores, the penalty, and so on. A density is no such number but what is
+    asked for, and how long a dense net is trained is no setting of a method.
+    """
+    alike: dict[str, list[Run]] = defaultdict(list)
+
+    def without_numbers(run: Run) -> str:
+        method = run.method_settings
+        if method.get("kind", "dense") == "dense":
+            return _key(run.config)
+        kept = {name: value for name, value in method.items() if name == "density" or not _is_number(value)}
+        return _key({**run.config, "method": kept})
 
     for run in runs:
-        bare[without_score(run)].append(run)
-    return {_key(run.config): bare[without_score(run)] for run in runs}
+        alike[without_numbers(run)].append(run)
+    return {_key(run.config): alike[without_numbers(run)] for run in runs}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _sweep_epochs(run: Run, result: Result, sweep: list[Run]) -> tuple[float, int]:
-    """Epochs of this ticket plus those of its sibling settings up to the same round; and how many settings that is."""
-    total, tried = 0.0, 0
-    for other in sweep:
-        if other.seed != run.seed:
-            continue
-        reached = [r for r in other.results if r.control is None and r.round <= result.round]
-        if reached:
-            total += max(r.epochs_total for r in reached)
-            tried += 1
-    return total, tried
+    """Epochs of all that was trained to have the curve as far as this result; and how many settings were tried."""
+    spent = [_epochs_until(other, result.round) for other in sweep if other.seed == run.seed]
+    known = [epochs for epochs in spent if epochs is not None]
+    return sum(known), len(known)
+
+
+def _epochs_until(run: Run, round_: int) -> float | None:
+    """Epochs of the search up to a round and of the training of each ticket on the way; None if there is none yet.
+
+    IMP that rewinds trains the ticket of a round in the next one, on the same data; only the last costs more.
+    """
+    reached = [r for r in run.results if r.control is None and r.round <= round_ and bool(r.round) == bool(round_)]
+    if not reached:
+        return None
+    last = max(reached, key=lambda r: r.round)
+    method = run.method_settings
+    free = method.get("kind") == "imp" and method.get("rewind", True) and not last.found_on
+    return last.epochs_search + sum(r.epochs_total - r.epochs_search for r in ([last] if free else reached))
 
 
 def _asked(run: Run, round_: int) -> float | None:

@@ -75,6 +75,11 @@ def _valid(whole: Parts, hard: Parts | None) -> dict[str, float | None]:
     return {"valid_loss": _finite(whole[1].loss), "hard_valid_loss": _finite(within.loss) if within else None}
 
 
+def measured(parts: Parts) -> dict[str, Any]:
+    """What the result of a network tells that was not trained at all."""
+    return {"epoch": 0, "test_accuracy": parts[0].accuracy, "test_loss": _finite(parts[0].loss), **_valid(parts, None)}
+
+
 def result_record(
     config: RunConfig,
     trained: RunConfig,
@@ -93,7 +98,7 @@ def result_record(
     Args:
         config, trained: of the run, and of the data that the network was trained on, which may be others.
         stage: ``stage.round`` is the round that the ticket comes from.
-        last: record of the training's last epoch.
+        last: record of the training's last epoch, or of what was ``measured`` without one.
         searched: record of the last epoch of the round that found the ticket.
         counts, sizes: kept and all weights of each masked layer.
         steps: of an epoch of the search, and of an epoch of the training.
@@ -102,7 +107,8 @@ def result_record(
     """
     kept, total = sum(counts.values()), sum(sizes.values())
     dense = isinstance(config.method, Dense)
-    search = stage.round * config.epochs
+    supermask = config.supermask and stage.label is not None  # whose training is the search for it
+    search = (1 if supermask else stage.round) * config.epochs
     if searched is None or searched["temperature"] is None or stage.label is not None or stage.transferred:
         searched = {}
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -19,7 +20,8 @@ class Stage:
         begins with its connections.
     label: which control is trained, if one is.
     transferred: on the data that tickets are transferred to.
-    epochs, epochs_before: epochs of this stage, and those that the run trains before it.
+    epochs, epochs_before: epochs of this stage, and those that the run trains before it. The controls of a supermask
+        have none: they are measured as they are.
     """
 
     phase: Literal["train", "search", "retrain", "control"]
@@ -50,14 +52,29 @@ def key_of(round_: int, label: str | None, *, transferred: bool) -> str:
     return " ".join([str(round_), *([label] if label else []), *["transferred"] * transferred])
 
 
+def _in_one_go(config: RunConfig, controls: Sequence[Control]) -> list[Stage]:
+    """A training; lottery initialisation trains once more, and so the controls of its ticket. A supermask is the ticket
+    of round 0, that of the training."""
+    once, lottery = config.stretched(config.epochs), config.lottery != "no"
+    stages = [Stage(phase="train", round=0, epochs=once, epochs_before=0)]
+    if lottery:
+        stages.append(Stage(phase="retrain", round=1, epochs=once, epochs_before=once))
+    before = len(stages) * once
+    return stages + [
+        Stage(
+            phase="control", round=int(lottery), label=label, epochs=once * lottery,
+            epochs_before=before + place * once * lottery,
+        )
+        for place, label in enumerate(controls)
+    ]  # fmt: skip
+
+
 def plan(config: RunConfig) -> list[Stage]:
     """All stages of the run, in order: the search's rounds, the retrainings of their tickets, and the controls; then
     retrainings and controls on other data."""
-    if not config.searches:
-        once = config.stretched(config.epochs)
-        again = [Stage(phase="retrain", round=1, epochs=once, epochs_before=once)] if config.lottery != "no" else []
-        return [Stage(phase="train", round=0, epochs=once, epochs_before=0), *again]
     controls = sorted(set(config.controls), reverse=True)
+    if not config.searches:
+        return _in_one_go(config, controls)
     controlled = [(round_, label) for round_ in sorted(set(config.control_rounds)) for label in controls]
     here: list[_Kind] = [
         *(("search", round_, None) for round_ in range(1, config.rounds + 1)),

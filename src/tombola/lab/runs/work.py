@@ -22,7 +22,7 @@ from tombola.lab.examples import values_of
 from tombola.lab.runs.compiling import Objective, compiled
 from tombola.lab.runs.ledger import Ledger
 from tombola.lab.runs.lottery import begin_with
-from tombola.lab.runs.records import epoch_record, epoch_text, result_record
+from tombola.lab.runs.records import epoch_record, epoch_text, measured, result_record
 from tombola.lab.runs.stages import Stage, plan
 from tombola.lab.runs.steps import Steps
 from tombola.lab.runs.store import RunFolder
@@ -105,6 +105,8 @@ class Run:
                 yield from self._once(stage, _midway(saved))
             elif self.folder.has_part(stage):
                 yield from self._take_part(stage)
+            elif stage.epochs == 0:
+                self._look_at(stage)
             else:
                 yield from self._retrain(stage, _midway(saved))
             saved = None
@@ -181,7 +183,8 @@ class Run:
         if config.lottery != "no":
             start = model_tensors(self.make.model())
             Ticket(masks, start, provenance | {"trained": False}).save(self.folder.ticket_path(1))
-        self._result(stage, masks.counts(), masks.sizes(), arithmetic=self.make.arithmetic(model))
+        counts = masks.counts()
+        self._result(stage, counts, masks.sizes(), arithmetic=self.make.arithmetic(model, counts))
 
     @property
     def _about(self) -> dict[str, Any]:
@@ -254,6 +257,15 @@ class Run:
         masks = run.masks
         self._result(stage, masks.counts(), masks.sizes(), arithmetic=arithmetic)
         run.detach()
+
+    def _look_at(self, stage: Stage) -> None:
+        """Measure the control of a supermask as it is."""
+        model = self.make.model()
+        masks = self._restore(stage, model)
+        self.ledger.begin()
+        self.last = measured(measure_parts(model, self.data, mode=self.make.mode))
+        self.ledger.count(self.position)
+        self._result(stage, masks.counts(), masks.sizes(), arithmetic=self.make.arithmetic(model))
 
     def _restore(self, stage: Stage, model: nn.Module) -> Masks:
         """Write the stage's ticket, or the control made of it, into ``model``."""

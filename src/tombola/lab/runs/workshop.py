@@ -13,7 +13,7 @@ from torch import nn
 
 from tombola.flops import Count
 from tombola.lab import models
-from tombola.lab.arithmetic import count, training_cost
+from tombola.lab.arithmetic import count, forward, training_cost
 from tombola.lab.config import Dense, RunConfig
 from tombola.lab.data import Dataset
 from tombola.lab.errors import LabError
@@ -93,9 +93,9 @@ class Workshop:
         except ValueError as error:
             raise LabError(f"model {self.config.model!r}: {error}") from error
 
-    def arithmetic(self, model: nn.Module) -> float | None:
-        """What training ``model`` takes in multiply-adds, in epochs of the dense net of full width; None if a masked
-        layer cannot be counted."""
+    def arithmetic(self, model: nn.Module, counts: Mapping[str, int] | None = None) -> float | None:
+        """What training ``model`` took in multiply-adds, in epochs of the dense net of full width, if its masked layers
+        came to these counts; None if a masked layer cannot be counted."""
         config, masked = self.config, self.maskable(model)
         epochs = config.stretched(config.epochs)
         steps = epochs * self.steps
@@ -104,7 +104,7 @@ class Workshop:
         cost = 1.0
         if not isinstance(config.method, Dense):
             assert not isinstance(config.method, IMP)
-            cost = training_cost(config.method, self._counted, masked, steps=steps)
+            cost = training_cost(config.method, self._counted, masked, steps=steps, counts=counts)
         return epochs * cost * self._counted.dense / self._full
 
     @cached_property
@@ -135,7 +135,7 @@ class Workshop:
         width; None if a masked layer cannot be counted."""
         if self._counted is None or self._full is None:
             return None
-        return _forward(self._counted, counts) / self._full
+        return forward(self._counted, counts) / self._full
 
     @property
     def epoch_cost(self) -> int | None:
@@ -149,8 +149,8 @@ class Workshop:
         for name, (weights, each) in sizes.items():
             bits = 0 if isinstance(self.config.method, Dense) else math.ceil(weights / 8)
             stored += (counts[name] - weights) * each + bits
-        forward = None if self._counted is None else round(_forward(self._counted, counts))
-        return {"multiply_adds": forward, "bytes": stored}
+        adds = None if self._counted is None else round(forward(self._counted, counts))
+        return {"multiply_adds": adds, "bytes": stored}
 
     @torch.no_grad()
     def check(self) -> None:
@@ -183,8 +183,3 @@ class Workshop:
                 model(x[:2])
             except Exception as error:  # whatever a model's own code makes of layers without a dense weight
                 raise LabError(f"--sparse: {who} does not run with sparse layers: {error}; leave it out") from error
-
-
-def _forward(counted: Count, counts: Mapping[str, int]) -> float:
-    layers = counted.layers.items()
-    return sum(la.dense * counts[name] / la.weights if name in counts else la.dense for name, la in layers)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from tombola.masks import Masks
-from tombola.selection import unwrapped
+from tombola.selection import unwrapped, wrappers
 from tombola.sparse.around import make_aware
 from tombola.sparse.choose import Choice, Times, fastest, whole
 from tombola.sparse.fuse import fused
@@ -188,8 +188,14 @@ def prepared(
                 f"{who}: {name!r} is on {parameter.device}, where unstructured sparsity does not pay: stay dense "
                 "there, or move the model to the CPU"
             )
-    plain = copy.deepcopy(unwrapped(model))
+    plain = _in_own_classes(model)
     return plain, _applied(plain, masks, who)
+
+
+def _in_own_classes(model: nn.Module) -> nn.Module:
+    """A copy of the user's own module; of a converted one its dense form."""
+    converted = next((wrapper for wrapper in wrappers(model) if isinstance(wrapper, Converted)), None)
+    return copy.deepcopy(unwrapped(model)) if converted is None else converted.to_dense()
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import tombola
 from tombola.lab import models
-from tombola.sparse import Converted, SparseConv2d, SparseLinear, convert
+from tombola.sparse import Converted, SparseConv2d, SparseLinear, convert, load, save
 from tombola.sparse.around import ABLE, make_aware, make_plain
 from tombola.sparse.choose import _path
 from tombola.sparse.fuse import fused
@@ -508,3 +508,40 @@ def test_every_class_between_sparse_layers_can_be_pickled(low_precision: bool) -
         assert type(again) is type(aware)
         make_plain(again)
         assert type(again) is type(module)
+
+
+# ---- weights that change after converting
+
+
+def inference_of(model: nn.Module, x: torch.Tensor) -> tuple[Converted, dict[str, torch.Tensor]]:
+    """A converted model, and a state of it with other values, of another number of connections."""
+    fast = convert(model.eval(), random_masks(model), example=x, choose="sparse")
+    other = convert(model, random_masks(model, 0.5), example=x, choose="sparse").state_dict()
+    return fast, {name: 2 * v if name.endswith("values") else v for name, v in other.items()}
+
+
+def test_loaded_weights_are_those_of_the_dense_model_and_of_the_file(tmp_path) -> None:
+    x, model = torch.randn(4, 3, 16, 16), nets()["lenet"]
+    fast, state = inference_of(model, x)
+    fast.load_state_dict(state)
+    with torch.no_grad():
+        fast.net.get_submodule("fc2").values.mul_(3)  # nobody is told of this
+        wanted = fast(x)
+        save(fast, tmp_path / "net.safetensors")
+        for net in (fast.to_dense(), load(tmp_path / "net.safetensors", model), copy.deepcopy(fast).to_dense()):
+            close(net(x), wanted)
+
+
+@pytest.mark.parametrize("change", ["load", "in place"])
+def test_there_is_no_way_back_from_changed_weights_that_norms_are_part_of(change: str, tmp_path) -> None:
+    fast, state = inference_of(nets()["resnet20"], torch.randn(4, 3, 16, 16))
+    fast.to_dense()
+    if change == "load":
+        fast.load_state_dict(state)
+    else:
+        with torch.no_grad():
+            fast.net.get_submodule("stage1.0.conv1").values[3] += 1e-3
+    for way in (fast.to_dense, copy.deepcopy(fast).to_dense, lambda: save(fast, tmp_path / "net.safetensors")):
+        with pytest.raises(RuntimeError, match=r"changed or loaded after convert.*convert it again"):
+            way()
+    assert not list(tmp_path.iterdir())

@@ -95,10 +95,31 @@ class Converted(nn.Module):
         return self
 
     def to_dense(self) -> nn.Module:
-        """The model in its own classes, with zeros for the missing weights."""
-        model = copy.deepcopy(self.plain)
+        """The model in its own classes, with zeros for the missing weights.
+
+        Raises:
+            RuntimeError: see :meth:`current`.
+        """
+        model = copy.deepcopy(self.current())
         make_dense(model)
         return model.train(self.training)
+
+    def current(self) -> nn.Module:
+        """``plain``, with the weights that ``net`` has now.
+
+        Raises:
+            RuntimeError: those of ``net`` were changed or loaded after norms had become part of them.
+        """
+        if self.inference:
+            now = self.net.state_dict()
+            if now.keys() == self.plain.state_dict().keys():  # nothing was folded
+                self.plain.load_state_dict(now)
+            elif not _same(now, fused(copy.deepcopy(self.plain)).state_dict()):
+                raise RuntimeError(
+                    "the weights of this model were changed or loaded after convert() made its norms part of them, so "
+                    "there is no way back to the dense model; load into that one, and convert it again"
+                )
+        return self.plain
 
     def table(self) -> str:
         """One line a layer, and the whole at the end."""

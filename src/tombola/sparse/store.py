@@ -32,9 +32,10 @@ def save(model: Converted, path: str | Path, *, about: Mapping[str, Any] | None 
         about: plain data to keep with it, such as where the model comes from.
 
     Raises:
+        RuntimeError: see :meth:`Converted.current`.
         OSError: the file cannot be written; an older one is then as it was.
     """
-    state = model.plain.state_dict()
+    state = model.current().state_dict()
     # copies, because tied weights share memory, which a file cannot: there they are under each of their names
     tensors = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
     said = {

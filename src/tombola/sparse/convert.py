@@ -41,12 +41,15 @@ class Row:
 class Converted(nn.Module):
     """A model of :func:`convert`; it is called as the model was.
 
+    One that was converted in ``eval`` mode is for inference: its parameters are frozen, so that it computes the fastest
+    way also where nobody has turned gradients off.
+
     Attributes:
         net: the model as it runs.
         plain: the same with a step for each ReLU and norm, in the classes that it had but for sparse layers.
         rows: a :class:`Row` for each layer that could be sparse.
         dense_ms, chosen_ms: the whole model before and after, on the example; None if nothing was timed.
-        as_program: whether it runs as one program without PyTorch between its layers: for inference without gradients.
+        as_program: whether it runs as one program without PyTorch between its layers, where no gradient is wanted.
     """
 
     plain: nn.Module
@@ -64,6 +67,8 @@ class Converted(nn.Module):
         self.inference = not plain.training
         # for inference norms are folded into the layers, so that needs layers of its own
         self.net = fused(copy.deepcopy(plain) if self.inference else plain)
+        if self.inference:
+            self.net.requires_grad_(False)
         object.__setattr__(self, "plain", plain)  # not a submodule: its parameters are net's, or none to be trained
         self.rows, self.dense_ms, self.chosen_ms = tuple(rows), dense_ms, chosen_ms
         self.training = plain.training
@@ -136,6 +141,14 @@ def _forget(model: Converted, keys: Any) -> None:
     model._program.forget()
 
 
+def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two state dicts are equal, on whatever devices."""
+    return one.keys() == other.keys() and all(
+        one[name].shape == tensor.shape and bool(one[name].to(tensor).isclose(tensor, 0, 0, equal_nan=True).all())
+        for name, tensor in other.items()
+    )
+
+
 def _line(row: Row, width: int) -> str:
     times = f"{_number(row.dense_ms):>8}  {_number(row.bf16_ms):>8}  {_number(row.sparse_ms):>9}"
     sizes = f"{row.bytes_before:>13,}  {row.bytes_after:>12,}"
@@ -155,6 +168,9 @@ def convert(
     bf16: bool = False,
 ) -> Converted:
     """The same model, computing each layer in the way that is fastest on this machine.
+
+    In ``eval`` mode it is made for inference: its parameters are frozen and its norms become part of other layers. In
+    ``train`` mode it can be trained as it is.
 
     Every Linear, Conv1d, Conv2d and GRU is timed dense and sparse on the shape that ``example`` gives it: one pass
     forward in ``eval`` mode, and the way back too in ``train`` mode. Chosen is what is fastest over all of them, with

@@ -347,7 +347,7 @@ def test_masks_that_do_not_fit_are_refused(masks: dict[str, torch.Tensor], messa
 def test_other_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="choose is"):
         convert(nn.Linear(4, 4), example=torch.randn(2, 4), choose="best")  # type: ignore[arg-type]
-    with pytest.raises(RuntimeError, match="is on meta, where unstructured sparsity does not pay: stay dense"):
+    with pytest.raises(RuntimeError, match="is on meta; sparse layers compute on the CPU alone, so stay dense there"):
         convert(nn.Linear(4, 4, device="meta"), example=torch.randn(2, 4))
 
 

@@ -187,7 +187,7 @@ def convert(
 
     Raises:
         ValueError: a mask does not fit the model, or ``choose`` is neither.
-        RuntimeError: the model is not on the CPU. Elsewhere stay dense: unstructured zeros do not pay there.
+        RuntimeError: the model is not on the CPU, where alone sparse layers compute; elsewhere stay dense.
     """
     if choose not in ("fastest", "sparse"):
         raise ValueError(f'convert: choose is "fastest" or "sparse", not {choose!r}')
@@ -222,7 +222,7 @@ def prepared(
     for name, parameter in unwrapped(model).named_parameters():
         if parameter.device.type != "cpu":
             raise RuntimeError(
-                f"{who}: {name!r} is on {parameter.device}, where unstructured sparsity does not pay: stay dense "
+                f"{who}: {name!r} is on {parameter.device}; sparse layers compute on the CPU alone, so stay dense "
                 "there, or move the model to the CPU"
             )
     plain = _in_own_classes(model)

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 import tombola
 from tombola.lab import models
+from tombola.lab.errors import LabError
+from tombola.lab.runs.thin import check_thin
 from tombola.sparse import Converted, SparseConv2d, SparseLinear, convert, load, save
 from tombola.sparse.around import ABLE, make_aware, make_plain
 from tombola.sparse.choose import _path
@@ -545,3 +547,35 @@ def test_there_is_no_way_back_from_changed_weights_that_norms_are_part_of(change
         with pytest.raises(RuntimeError, match=r"changed or loaded after convert.*convert it again"):
             way()
     assert not list(tmp_path.iterdir())
+
+
+# ---- padding="same"
+
+
+def same_padding() -> nn.Sequential:
+    odd, dilated = nn.Conv2d(3, 6, (3, 5), padding="same"), nn.Conv2d(6, 4, 4, padding="same", dilation=2)
+    even, rows = nn.Conv2d(4, 4, (2, 3), padding="same"), nn.Conv1d(32, 5, 7, padding="same")
+    return nn.Sequential(odd, nn.ReLU(), dilated, even, nn.Flatten(1, 2), rows)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("as_program", [False, True])
+def test_layers_that_pad_to_the_same_size(training: bool, as_program: bool, tmp_path) -> None:
+    """All but the one that would have to pad one side more."""
+    model, x = same_padding().train(training), torch.randn(5, 3, 8, 9)
+    masks = random_masks(model)
+    fast = convert(model, masks, example=x, choose="sparse")
+    fast.as_program = as_program and fast.inference
+    assert {row.layer: row.chosen for row in fast.rows} == dict.fromkeys(["0", "2", "5"], "sparse")
+    save(fast, tmp_path / "net.safetensors")
+    for net in (fast, fast.to_dense(), load(tmp_path / "net.safetensors", model)):
+        with torch.no_grad():
+            close(net(x), masked(model, masks)(x))
+
+
+def test_a_run_trains_them_sparse() -> None:
+    model = same_padding()
+    check_thin(model, ["0.weight", "2.weight", "5.weight"], "net")
+    with pytest.raises(LabError, match=r"'3\.weight' of model 'net' cannot be sparse, .*on both sides alike"):
+        check_thin(model, ["0.weight", "3.weight"], "net")

@@ -15,6 +15,7 @@ from tombola.masks import Masks
 from tombola.selection import unwrapped, wrappers
 from tombola.sparse.around import make_aware
 from tombola.sparse.choose import Choice, Times, fastest, whole
+from tombola.sparse.conv import pads_evenly
 from tombola.sparse.fuse import fused
 from tombola.sparse.inference.program import Program
 from tombola.sparse.swap import SPARSE, make_dense, make_sparse, weights
@@ -253,7 +254,8 @@ def _applied(model: nn.Module, masks: Mapping[str, Tensor] | None, who: str) -> 
 
 
 def convertible(model: nn.Module) -> dict[str, Any]:
-    """The layers that could be sparse: exactly of PyTorch's own classes, with weights of their own, padding zeros."""
+    """The layers that could be sparse: exactly of PyTorch's own classes, with weights of their own, that pad with zeros
+    and on both sides alike."""
     uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     return {
         name: module
@@ -261,7 +263,7 @@ def convertible(model: nn.Module) -> dict[str, Any]:
         if type(module) in SPARSE
         and all(uses[id(weight)] == 1 and weight.dtype is torch.float32 for weight in weights(module).values())
         and getattr(module, "padding_mode", "zeros") == "zeros"
-        and getattr(module, "padding", 0) != "same"
+        and (getattr(module, "padding", 0) != "same" or pads_evenly(module))
     }
 
 

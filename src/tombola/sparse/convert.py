@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from tombola.compiled import need
 from tombola.masks import Masks
 from tombola.selection import unwrapped, wrappers
 from tombola.sparse.around import make_aware
@@ -189,6 +190,7 @@ def convert(
     Raises:
         ValueError: a mask does not fit the model, or ``choose`` is neither.
         RuntimeError: the model is not on the CPU, where alone sparse layers compute; elsewhere stay dense.
+        ImportError: Numba is missing.
     """
     if choose not in ("fastest", "sparse"):
         raise ValueError(f'convert: choose is "fastest" or "sparse", not {choose!r}')
@@ -220,6 +222,7 @@ def prepared(
     model: nn.Module, masks: Mapping[str, Tensor] | None, *, who: str = "convert"
 ) -> tuple[nn.Module, dict[str, Tensor]]:
     """A copy of ``model`` with its weights masked, and the masks; checked on behalf of ``who``."""
+    need(who)
     for name, parameter in unwrapped(model).named_parameters():
         if parameter.device.type != "cpu":
             raise RuntimeError(

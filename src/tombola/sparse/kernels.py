@@ -330,7 +330,9 @@ def _transpose(
             nexts[back_row] += 1
 
 
-transpose = kept(lambda **options: njit(**options)(_transpose))
+_ROWS = "int32[::1]"
+_signature = f"void({_ROWS}, {_ROWS}, int64[::1], int64, {_ROWS}, {_ROWS}, {_ROWS})"
+transpose = kept(lambda **options: njit(_signature, **options)(_transpose))
 
 
 def _split(pointers: Any, columns: Any, size: int, blocks: int, found: Any) -> None:
@@ -344,4 +346,4 @@ def _split(pointers: Any, columns: Any, size: int, blocks: int, found: Any) -> N
     found[found.size - 1] = pointers[pointers.size - 1]
 
 
-split = kept(lambda **options: njit(**options)(_split))
+split = kept(lambda **options: njit(f"void({_ROWS}, {_ROWS}, int64, int64, {_ROWS})", **options)(_split))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tombola.compiled import need
 from tombola.sparse.geometry import Geometry
 
 LIMIT = 2**31 - 1
@@ -42,7 +43,12 @@ class Positions(NamedTuple):
 
 
 def positions(pointers: Tensor, columns: Tensor, geometry: Geometry) -> Positions:
-    """The whole structure, of rows that are known to be right."""
+    """The whole structure, of rows that are known to be right.
+
+    Raises:
+        ImportError: Numba is missing.
+    """
+    need("a sparse layer")
     from tombola.sparse.kernels import transpose  # imports Numba: not before it is needed
 
     entries = columns

@@ -93,8 +93,8 @@ def test_where_nothing_can_be_kept_on_disk(tmp_path: Path) -> None:
     nowhere.write_text("a file, so that no folder can be in it")
     check = """
 import tombola
-from tombola.sparse import kernels
-print(tombola.__file__, type(kernels.transpose._cache).__name__)
+from tombola.sparse import structure
+print(tombola.__file__, type(structure.transpose._cache).__name__)
 """
     names = ("NUMBA_CACHE_DIR", "HOME", "XDG_CACHE_HOME", "USERPROFILE", "LOCALAPPDATA")
     folders = {name: str(nowhere / "folder") for name in names}

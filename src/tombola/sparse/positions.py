@@ -49,7 +49,7 @@ def positions(pointers: Tensor, columns: Tensor, geometry: Geometry) -> Position
         ImportError: Numba is missing.
     """
     need("a sparse layer")
-    from tombola.sparse.kernels import transpose  # imports Numba: not before it is needed
+    from tombola.sparse.structure import transpose  # imports Numba: not before it is needed
 
     entries = columns
     if geometry.bits:
@@ -69,7 +69,7 @@ def positions(pointers: Tensor, columns: Tensor, geometry: Geometry) -> Position
 
 
 def _blocks(pointers: Tensor, columns: Tensor, width: int) -> Tensor | None:
-    from tombola.sparse.kernels import split  # imports Numba: not before it is needed
+    from tombola.sparse.structure import split  # imports Numba: not before it is needed
 
     blocks, rows = -(-width // BLOCK), pointers.numel() - 1
     if blocks < 2 or 8 * rows * blocks > columns.numel():  # few non-zeros in each

@@ -4,7 +4,8 @@
 
 For each network: milliseconds of a training step (forward and backward) and of inference, really sparse, divided by
 those of the best dense PyTorch in float32; every layer with a mask is sparse, so that the line shows what sparse costs
-where it does not pay as well. Where it crosses 1 is the break-even density. Memory is what a layer's weights take in
+where it does not pay as well. Outputs, and in training gradients, are compared with the dense ones before they are
+timed. Where it crosses 1 is the break-even density. Memory is what a layer's weights take in
 training with momentum: value, gradient and momentum of each weight, and positions. `tombola.sparse.measure` gives the
 same layer by layer.
 """
@@ -24,7 +25,8 @@ from torch import Tensor, nn
 
 import tombola
 from tombola.lab import models
-from tombola.sparse import SparseLayer, convert
+from tombola.selection import dense_name, sparse_layers, unwrapped
+from tombola.sparse import Converted, SparseLayer, convert
 from tombola.sparse.choose import whole
 
 DENSITIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8)
@@ -75,7 +77,9 @@ def point(
     torch.manual_seed(0)
     model = make().train(training)
     x = torch.randn(batch, 3, 32, 32)
-    sparse = convert(model, masks_of(model, density), example=x, choose="sparse")
+    masks = masks_of(model, density)
+    sparse = convert(model, masks, example=x, choose="sparse")
+    check(sparse, model, masks, x)
     last = copy.deepcopy(model).to(memory_format=torch.channels_last)
     runs = {
         "sparse": whole(sparse, (x,)),
@@ -86,6 +90,36 @@ def point(
     pairs = zip(times["contiguous"], times["channels_last"], strict=True)
     times["dense"] = [min(pair) for pair in pairs]
     return ratio(times, "sparse", "dense"), training_bytes(sparse) / training_bytes(model)
+
+
+def check(sparse: Converted, model: nn.Module, masks: dict[str, Tensor], x: Tensor) -> None:
+    """The output, and in training the whole gradient, are those of the dense model under the masks."""
+    sparse, dense = copy.deepcopy(sparse), copy.deepcopy(model)  # whose running averages stay as they are
+    with torch.no_grad():
+        for name, mask in masks.items():
+            dense.get_parameter(name).mul_(mask)
+    outputs = sparse(x), dense(x)
+    close([outputs[0].detach()], [outputs[1].detach()], 1e-3)
+    if not model.training:
+        return
+    for output in outputs:
+        output.square().mean().backward()
+    layers, found, wanted = sparse_layers(sparse), [], []
+    for name, parameter in unwrapped(sparse).named_parameters():
+        layer, _ = layers.get(id(parameter), (None, None))
+        gradient = parameter.grad
+        if layer is not None:
+            name, gradient = dense_name(layer, name), layer.scattered(gradient, layer.places)
+        found.append(gradient)
+        wanted.append(dense.get_parameter(name).grad * masks.get(name, 1))
+    close(found, wanted, 0.05)  # a ReLU or a maximum that rounding turns over is a matter of percents in both
+
+
+def close(found: list[Tensor], wanted: list[Tensor], tolerance: float) -> None:
+    """Whether the whole of the tensors differs by no more than this share of their norm."""
+    error = sum(float((one - other).square().sum()) for one, other in zip(found, wanted, strict=True)) ** 0.5
+    size = sum(float(tensor.square().sum()) for tensor in wanted) ** 0.5
+    assert error <= tolerance * size, (error, size)
 
 
 def crossing(densities: tuple[float, ...], values: list[float]) -> float | None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tombola import bits
+from tombola import bits, compiled
 from tombola.bits import PackedMask, and_unpacked
 from tombola.sparse import threads
 
@@ -84,15 +84,18 @@ def test_memory_that_is_not_there_is_not_touched() -> None:
         packed.clear(parameter)
 
 
-def test_where_nothing_can_be_kept_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [RuntimeError("no locator available"), OSError(28, "No space left on device")])
+def test_where_nothing_can_be_kept_on_disk(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def cfunc(signature: Any, **options: Any) -> Any:
         if "cache" in options:
-            raise RuntimeError("cannot cache function 'clear': no locator available")
+            raise error
         return real(signature)
 
     real = numba.cfunc
     monkeypatch.setattr(threads, "cfunc", cfunc)
     monkeypatch.setattr(bits, "_kernel", bits._kernel.__wrapped__)
     values, packed = torch.ones(9), torch.tensor([1, 1], dtype=torch.uint8)
-    bits._clear(values, packed)
+    compiled._tell.cache_clear()
+    with pytest.warns(RuntimeWarning, match="compiled code cannot be kept on disk"):
+        bits._clear(values, packed)
     assert values.tolist() == [1, 0, 0, 0, 0, 0, 0, 0, 1]

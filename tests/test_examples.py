@@ -1,4 +1,4 @@
-"""Every example for a library of others runs as it is, and is short."""
+"""Every example runs; those for a library of others as they are, and these are short."""
 
 from __future__ import annotations
 
@@ -100,3 +100,25 @@ def test_data_and_a_network_of_ones_own(
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     (accuracy,) = [float(row[3]) for row in rows if row[:3] == ["2", "64", "%"]]  # of the second round
     assert 80 < accuracy <= 100
+
+
+def test_sparse_digits(capsys: pytest.CaptureFixture[str]) -> None:
+    run = runpy.run_path(str(EXAMPLES / "sparse_digits.py"), run_name="__main__")["run"]
+    *steps, end = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in steps] == [f"step {step}" for step in range(100, 700, 100)]
+    assert float(steps[-1].split()[-2]) > 90
+    assert run.density == (6554 + 5243) / (64 * 512 + 512 * 512)
+    assert end.startswith("4.0% of the weights are there, ")
+
+
+def test_wide_lenet(capsys: pytest.CaptureFixture[str]) -> None:
+    """With fewer epochs and a net that is twice as wide instead of ten times."""
+    example = runpy.run_path(str(EXAMPLES / "wide_lenet.py"))
+    settings = example["main"].__globals__
+    settings.update(WIDTH=2, DENSITY=0.05, EPOCHS=3)
+    example["main"]()
+    ordinary, wide = capsys.readouterr().out.splitlines()
+    assert ordinary.startswith("ordinary: 50,200 weights, test accuracy ")
+    weights = 600 * 64 + 200 * 600 + 10 * 200
+    assert f": {round(0.05 * weights):,} weights, test accuracy " in wide
+    assert min(float(line.split()[-2]) for line in (ordinary, wide)) > 60

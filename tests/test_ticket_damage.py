@@ -23,7 +23,8 @@ from table import half
 from zoo import NETS
 
 from tombola import Masks, Ticket
-from tombola.ticket import FORMAT, _digest, model_tensors
+from tombola.digest import digest
+from tombola.ticket import FORMAT, model_tensors
 
 MARK = "executed"  # what a hostile file would make, if anything in it ran
 
@@ -180,8 +181,8 @@ def test_headers_that_lie(name: str, tmp_path: Path) -> None:
 
 
 def forged(tensors: dict[str, torch.Tensor], shapes: str, provenance: str = "{}") -> bytes:
-    digest = _digest(tensors, [shapes, provenance])
-    return save(tensors, {"format": FORMAT, "shapes": shapes, "provenance": provenance, "sha256": digest})
+    sha256 = digest(tensors, [shapes, provenance])
+    return save(tensors, {"format": FORMAT, "shapes": shapes, "provenance": provenance, "sha256": sha256})
 
 
 def u8(*values: int) -> torch.Tensor:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tombola.compiled import available
+
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _WORTH = 2**16  # weights that are worth another thread
 _CHUNK = 2**25  # weights that are unpacked at a time on an accelerator
@@ -19,7 +21,8 @@ class PackedMask:
 
     def __init__(self, mask: Tensor, parameter: Tensor) -> None:
         self.shape, self.stride = parameter.shape, dense_stride(parameter)
-        self._usual = parameter.stride() if self.stride else None
+        # the order of memory in which the compiled loop can be used
+        self._usual = parameter.stride() if self.stride and parameter.is_cpu and available() else None
         ordered = torch.empty_like(parameter, dtype=torch.bool, requires_grad=False).copy_(mask)
         bits = torch.zeros(-(-mask.numel() // 8) * 8, dtype=torch.uint8, device=mask.device)
         bits[: mask.numel()] = _flat(ordered) if self.stride else mask.flatten()

@@ -85,7 +85,7 @@ def count(model: nn.Module, example: Any, masks: Mapping[str, Tensor] | None = N
     Raises:
         ValueError: a mask names a parameter that the model does not have, or has another shape.
     """
-    plain = _running(model)
+    plain = unwrapped(model)
     shapes, names, there = _named(plain)
     masks = masks or {}
     for name, mask in masks.items():
@@ -131,14 +131,6 @@ def count(model: nn.Module, example: Any, masks: Mapping[str, Tensor] | None = N
             layers[name] = Layer(shape.numel(), kept, sparse[name], dense[name])
     uncounted = tuple(name for name, shape in shapes.items() if len(shape) > 1 and name not in covered)
     return Count(layers, uncounted)
-
-
-def _running(model: nn.Module) -> nn.Module:
-    """What runs, with plain names: the model without wrappers, or the net of a converted one."""
-    from tombola.sparse.convert import Converted  # not above: files of tombola.sparse stand on this one
-
-    plain = unwrapped(model)
-    return plain.net if isinstance(plain, Converted) else plain
 
 
 def _named(model: nn.Module) -> tuple[dict[str, torch.Size], dict[int, str], dict[str, int]]:

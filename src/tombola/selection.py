@@ -19,12 +19,14 @@ _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
 def wrappers(model: nn.Module) -> Iterator[nn.Module]:
-    """``model``, and what is inside of ``torch.compile``, DataParallel, DistributedDataParallel and Lightning Fabric,
-    down to the user's own module.
+    """``model``, and what is inside of ``torch.compile``, DataParallel, DistributedDataParallel, Lightning Fabric and
+    ``tombola.sparse.convert``, down to the user's own module.
 
     Raises:
         TypeError: it is no module at all.
     """
+    from tombola.sparse.convert import Converted  # not above: files of tombola.sparse may stand on this one
+
     if not isinstance(model, nn.Module):
         raise TypeError(f"the model must be a torch.nn.Module, not {type(model).__name__}")
     inner: object = model
@@ -32,6 +34,8 @@ def wrappers(model: nn.Module) -> Iterator[nn.Module]:
         yield inner
         if isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             inner = inner.module
+        elif isinstance(inner, Converted):
+            inner = inner.net
         else:
             compiled = getattr(inner, "_orig_mod", None)
             inner = getattr(inner, "_forward_module", None) if compiled is None else compiled

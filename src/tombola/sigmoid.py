@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tombola.bits import dense_stride
+from tombola.compiled import available
 
 _LEAST = 2**14  # weights that are worth another thread
 
@@ -28,8 +29,9 @@ class Sigmoid(NamedTuple):
 
 
 def able(*tensors: Tensor) -> bool:
-    """Whether these may be given together to the functions here: float32, on the CPU, in one order, without gaps."""
-    return alike(*tensors) and dense_stride(tensors[0]) is not None
+    """Whether these may be given together to the functions here: float32, on the CPU, in one order, without gaps, and
+    Numba is there."""
+    return alike(*tensors) and dense_stride(tensors[0]) is not None and available()
 
 
 def alike(*tensors: Tensor) -> bool:
@@ -56,8 +58,6 @@ def apply(layers: Sequence[tuple[Tensor, Tensor, Tensor]], mask: Sigmoid) -> Non
 
 
 def _sweep(name: str, layers: Sequence[Sequence[Tensor]], mask: Sigmoid) -> None:
-    from tombola.sparse.threads import run  # imports Numba: not before there is a score
-
     share = sum(layer[0].numel() for layer in layers) // (4 * torch.get_num_threads())
     most = max(_LEAST, -(-share // 16) * 16)  # vectors keep to lines of the cache
     table = list[list[int]]()
@@ -67,6 +67,8 @@ def _sweep(name: str, layers: Sequence[Sequence[Tensor]], mask: Sigmoid) -> None
         for tensor in layer:
             torch.autograd.graph.increment_version(tensor)  # a graph that still needs the old numbers is told
     if table:
+        from tombola.sparse.threads import run  # imports Numba: not before there is a score
+
         numbers = np.array([mask.beta, mask.scale, mask.beta * mask.scale * mask.price], np.float32).view(np.int32)
         chunks = np.array(table, np.int64)
         run(_kernel(name), [0, len(table), chunks.ctypes.data, *numbers.tolist()])

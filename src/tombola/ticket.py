@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from tombola.digest import digest
 from tombola.files import write_atomically
 from tombola.masks import Masks, pack, permutation, unpack
 from tombola.selection import unwrapped
@@ -159,7 +159,7 @@ class Ticket:
             tensors[f"start/{name}"] = tensor.contiguous().clone()
         shapes = {name: list(mask.shape) for name, mask in self.masks.items()}
         about = {"shapes": json.dumps(shapes), "provenance": json.dumps(self.provenance)}
-        metadata = {"format": FORMAT, **about, "sha256": _digest(tensors, about.values())}
+        metadata = {"format": FORMAT, **about, "sha256": digest(tensors, about.values())}
         write_atomically(Path(path), _in_order(save(tensors, metadata)))
 
     @classmethod
@@ -177,7 +177,7 @@ class Ticket:
                     raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             about = [metadata.get("shapes", ""), metadata.get("provenance", "")]
-            if metadata.get("sha256") != _digest(tensors, about):
+            if metadata.get("sha256") != digest(tensors, about):
                 raise ValueError(
                     "its content does not match its checksum, so the file is damaged; copy or make it again"
                 )
@@ -197,15 +197,6 @@ def _in_order(content: bytes) -> bytes:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + content[8 + size :]
-
-
-def _digest(tensors: Mapping[str, Tensor], about: Iterable[str]) -> str:
-    content = hashlib.sha256(json.dumps(list(about)).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        content.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return content.hexdigest()
 
 
 def _unpacked(tensors: Mapping[str, Tensor], shapes: object) -> tuple[Masks, dict[str, Tensor]]:

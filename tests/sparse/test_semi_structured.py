@@ -16,6 +16,7 @@ from torch.sparse._semi_structured_conversions import (
     sparse_semi_structured_to_dense_cutlass,
 )
 
+from tombola.digest import digest
 from tombola.patterns import NM
 from tombola.sparse.semi_structured import compress, expand, load, reasons, save
 
@@ -128,6 +129,7 @@ def test_mistakes(tmp_path: Path) -> None:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
         other = tmp_path / "harmed.safetensors"
-        save_file({**load_file(path), **harm}, other, metadata)
+        tensors = {**load_file(path), **harm}
+        save_file(tensors, other, metadata | {"sha256": digest(tensors, [metadata["content"]])})
         with pytest.raises(ValueError, match=says):
             load(other, model)

@@ -24,6 +24,7 @@ from tombola import SET, SNFS, SNIP, ContinuousSparsification, Fixed, GradualMag
 from tombola.patterns import NM
 from tombola.sparse import SparseConv1d, SparseConv2d, SparseLayer, SparseLinear
 from tombola.sparse.execution import recorders
+from tombola.ticket import model_tensors
 
 STEPS = 200
 METHODS: dict[str, Any] = {
@@ -697,3 +698,50 @@ def test_two_ranks_move_as_one(tmp_path: Path) -> None:
         assert len(set(one[method])) >= 2
     assert "DistributedDataParallel cannot follow" in one["granet"]
     assert any("attach to the wrapped model" in text for text in one["warnings"])
+
+
+# ---- converted models: the names of the plain one
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # that PyTorch causes itself
+@pytest.mark.parametrize("wrap", [lambda it: it, torch.compile, nn.DataParallel], ids=["bare", "compiled", "parallel"])
+def test_masks_of_a_converted_model_fit_the_one_it_was_made_from(wrap: Callable[[nn.Module], Any]) -> None:
+    model, (x, _) = dense("conv").train(), batch("conv", 0, 4)
+    masks = sparse_masks(model)
+    fast = tombola.sparse.convert(model, masks, example=x, choose="sparse")
+    net, optimizer = wrap(fast), SGD(fast.parameters(), lr=0.05)
+    assert list(tombola.maskable(net)) == list(masks)
+    assert set(tombola.maskable(net).others) == {"0.bias", "2.bias", "5.bias"}
+    run = tombola.attach(net, optimizer, RigL(density=0.3, every=2), steps=6, select=list(masks))
+    for step in range(6):
+        step_of(fast, optimizer, "conv", step)
+    found = run.masks
+    run.detach()
+    assert found != masks
+    assert list(found) == list(masks)
+    counted = tombola.flops.count(net, x, found)
+    assert counted == tombola.flops.count(model, x, found)
+    assert counted.total < counted.dense
+    ticket = tombola.Ticket(found, model_tensors(fast.to_dense()))
+    assert ticket.restore(model) == found
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), fast(x))
+
+
+def test_a_trained_converted_model_is_converted_for_inference() -> None:
+    model, (x, _) = dense("conv").train(), batch("conv", 0, 4)
+    fast = tombola.sparse.convert(model, sparse_masks(model), example=x, choose="sparse")
+    optimizer = SGD(fast.parameters(), lr=0.05)
+    run = tombola.attach(fast, optimizer, SET(density=0.3, every=2), steps=4)
+    for step in range(4):
+        step_of(fast, optimizer, "conv", step)
+    faster = tombola.sparse.convert(fast.eval(), run.masks, example=x, choose="sparse")
+    assert faster.inference
+    densities = {name.removesuffix(".weight"): float(mask.float().mean()) for name, mask in run.masks.items()}
+    assert {row.layer: row.density for row in faster.rows} == pytest.approx(densities)
+    torch.testing.assert_close(faster(x), fast(x))
+
+
+def sparse_masks(model: nn.Module) -> Masks:
+    draw = torch.Generator().manual_seed(3)
+    return Masks({n: torch.rand(p.shape, generator=draw) < 0.3 for n, p in tombola.maskable(model).items()})

@@ -12,7 +12,9 @@ from torch.nn import functional as F
 
 import tombola
 from tombola.lab import models
-from tombola.sparse import Converted, SparseConv2d, SparseLinear, convert
+from tombola.lab.errors import LabError
+from tombola.lab.runs.thin import check_thin
+from tombola.sparse import Converted, SparseConv2d, SparseLinear, convert, load, save
 from tombola.sparse.around import ABLE, make_aware, make_plain
 from tombola.sparse.choose import _path
 from tombola.sparse.fuse import fused
@@ -347,7 +349,7 @@ def test_masks_that_do_not_fit_are_refused(masks: dict[str, torch.Tensor], messa
 def test_other_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="choose is"):
         convert(nn.Linear(4, 4), example=torch.randn(2, 4), choose="best")  # type: ignore[arg-type]
-    with pytest.raises(RuntimeError, match="is on meta, where unstructured sparsity does not pay: stay dense"):
+    with pytest.raises(RuntimeError, match="is on meta; sparse layers compute on the CPU alone, so stay dense there"):
         convert(nn.Linear(4, 4, device="meta"), example=torch.randn(2, 4))
 
 
@@ -508,3 +510,72 @@ def test_every_class_between_sparse_layers_can_be_pickled(low_precision: bool) -
         assert type(again) is type(aware)
         make_plain(again)
         assert type(again) is type(module)
+
+
+# ---- weights that change after converting
+
+
+def inference_of(model: nn.Module, x: torch.Tensor) -> tuple[Converted, dict[str, torch.Tensor]]:
+    """A converted model, and a state of it with other values, of another number of connections."""
+    fast = convert(model.eval(), random_masks(model), example=x, choose="sparse")
+    other = convert(model, random_masks(model, 0.5), example=x, choose="sparse").state_dict()
+    return fast, {name: 2 * v if name.endswith("values") else v for name, v in other.items()}
+
+
+def test_loaded_weights_are_those_of_the_dense_model_and_of_the_file(tmp_path) -> None:
+    x, model = torch.randn(4, 3, 16, 16), nets()["lenet"]
+    fast, state = inference_of(model, x)
+    fast.load_state_dict(state)
+    with torch.no_grad():
+        fast.net.get_submodule("fc2").values.mul_(3)  # nobody is told of this
+        wanted = fast(x)
+        save(fast, tmp_path / "net.safetensors")
+        for net in (fast.to_dense(), load(tmp_path / "net.safetensors", model), copy.deepcopy(fast).to_dense()):
+            close(net(x), wanted)
+
+
+@pytest.mark.parametrize("change", ["load", "in place"])
+def test_there_is_no_way_back_from_changed_weights_that_norms_are_part_of(change: str, tmp_path) -> None:
+    fast, state = inference_of(nets()["resnet20"], torch.randn(4, 3, 16, 16))
+    fast.to_dense()
+    if change == "load":
+        fast.load_state_dict(state)
+    else:
+        with torch.no_grad():
+            fast.net.get_submodule("stage1.0.conv1").values[3] += 1e-3
+    for way in (fast.to_dense, copy.deepcopy(fast).to_dense, lambda: save(fast, tmp_path / "net.safetensors")):
+        with pytest.raises(RuntimeError, match=r"changed or loaded after convert.*convert it again"):
+            way()
+    assert not list(tmp_path.iterdir())
+
+
+# ---- padding="same"
+
+
+def same_padding() -> nn.Sequential:
+    odd, dilated = nn.Conv2d(3, 6, (3, 5), padding="same"), nn.Conv2d(6, 4, 4, padding="same", dilation=2)
+    even, rows = nn.Conv2d(4, 4, (2, 3), padding="same"), nn.Conv1d(32, 5, 7, padding="same")
+    return nn.Sequential(odd, nn.ReLU(), dilated, even, nn.Flatten(1, 2), rows)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("as_program", [False, True])
+def test_layers_that_pad_to_the_same_size(training: bool, as_program: bool, tmp_path) -> None:
+    """All but the one that would have to pad one side more."""
+    model, x = same_padding().train(training), torch.randn(5, 3, 8, 9)
+    masks = random_masks(model)
+    fast = convert(model, masks, example=x, choose="sparse")
+    fast.as_program = as_program and fast.inference
+    assert {row.layer: row.chosen for row in fast.rows} == dict.fromkeys(["0", "2", "5"], "sparse")
+    save(fast, tmp_path / "net.safetensors")
+    for net in (fast, fast.to_dense(), load(tmp_path / "net.safetensors", model)):
+        with torch.no_grad():
+            close(net(x), masked(model, masks)(x))
+
+
+def test_a_run_trains_them_sparse() -> None:
+    model = same_padding()
+    check_thin(model, ["0.weight", "2.weight", "5.weight"], "net")
+    with pytest.raises(LabError, match=r"'3\.weight' of model 'net' cannot be sparse, .*on both sides alike"):
+        check_thin(model, ["0.weight", "3.weight"], "net")

@@ -23,7 +23,7 @@ from torch.optim import SGD, AdamW
 from torch.utils.checkpoint import checkpoint
 
 import tombola
-from tombola.sparse import SparseConv1d, SparseConv2d, SparseLayer, SparseLinear, operators
+from tombola.sparse import SparseConv1d, SparseConv2d, SparseGRU, SparseLayer, SparseLinear, operators
 from tombola.sparse.positions import positions
 from tombola.sparse.resized import _resized
 
@@ -658,8 +658,16 @@ MISTAKES: list[tuple[Any, type[Exception], str]] = [
     (lambda: SparseLinear(4, 3, density=0.5).double()(torch.ones(2, 4)), TypeError, "torch.float64 values"),
     (lambda: SparseLinear(4, 3, density=0.5).double()(torch.ones(2, 4).double()), TypeError, "torch.float64 values"),
     (lambda: SparseLinear(4, 3, density=0.5).bfloat16()(torch.ones(2, 4)), TypeError, "torch.bfloat16 values"),
-    (lambda: SparseLinear(4, 3, density=0.5)(torch.ones(2, 4, device="meta")), RuntimeError, "runs on the CPU, not on"),
-    (lambda: SparseLinear(4, 3, density=0.5).to("meta")(torch.ones(2, 4)), RuntimeError, "runs on the CPU, not on"),
+    (
+        lambda: SparseLinear(4, 3, density=0.5)(torch.ones(2, 4, device="meta")),
+        RuntimeError,
+        "CPU alone, not on",
+    ),
+    (
+        lambda: SparseLinear(4, 3, density=0.5).to("meta")(torch.ones(2, 4)),
+        RuntimeError,
+        "CPU alone, not on",
+    ),
 ]
 
 
@@ -781,3 +789,43 @@ def test_two_ranks_are_one(tmp_path: Path) -> None:
     assert same(one["state"], state_of(alone))
     for name, parameter in alone.named_parameters():
         torch.testing.assert_close(one["gradients"][name], parameter.grad, msg=name)
+
+
+# ---- on other devices: they cannot compute there, but are told apart from what can, and made it
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        SparseLinear(7, 5, density=0.4),
+        SparseConv2d(4, 6, (3, 2), groups=2, density=0.4),
+        SparseConv1d(3, 4, 3, bias=False, density=0.4),
+        SparseGRU(3, 4, num_layers=2, density=0.4),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_the_way_back_that_the_error_names_is_open_on_any_device(layer: Any) -> None:
+    """The meta device stands for all: it has no data, and nothing on the CPU may be mixed in."""
+    there, wanted = copy.deepcopy(layer).to("meta"), layer.to_dense()
+    for part in there.modules():
+        if isinstance(part, SparseLayer):
+            for tensor in (part.places, part.weight(), part.mask()):
+                assert tensor.is_meta
+            assert part.weight().shape == part.mask().shape == part.shape
+            part.set_weight(part.weight())
+    dense = there.to_dense()
+    assert type(dense) is type(wanted)
+    assert all(tensor.is_meta for tensor in dense.state_dict().values())
+    shapes = [{name: tensor.shape for name, tensor in net.state_dict().items()} for net in (dense, wanted)]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@each_kind
+def test_to_a_gpu_and_back(make: Make, shape: tuple[int, ...]) -> None:
+    layer = make(density=0.4)
+    there = copy.deepcopy(layer).cuda()
+    assert torch.equal(there.weight().cpu(), layer.weight())
+    assert torch.equal(there.to_dense().weight.cpu(), layer.to_dense().weight)
+    there.load_state_dict(make(density=0.2).state_dict())
+    assert torch.equal(there.cpu()(torch.ones(shape)), there(torch.ones(shape)))

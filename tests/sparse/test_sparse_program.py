@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from reference import LAYOUTS, MASKS, laid_out, mask_of
 from test_sparse_convert import close, masked, nets, random_masks, with_lively_norms
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from tombola.lab import models
@@ -300,6 +301,41 @@ def test_gradients_autocast_and_other_types_go_the_usual_way() -> None:
         with pytest.raises(TypeError, match="computes in float32"):
             fast(x.double())
         assert fast(torch.zeros(0, 3, 16, 16)).shape == (0, 10)
+
+
+def test_it_runs_where_nobody_turned_gradients_off_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the README's example: what was measured is what a plain call gets."""
+    fast, _ = small()
+    x = torch.randn(2, 3, 16, 16)
+    wanted = run(fast, x)
+    monkeypatch.setattr(fast.net, "forward", lambda *_: pytest.fail("the program is not used"))
+    assert torch.is_grad_enabled()
+    found = fast(x)
+    assert torch.equal(found, wanted)
+    assert not found.requires_grad
+    monkeypatch.undo()
+    assert not any(parameter.requires_grad for parameter in fast.parameters())
+    assert all(parameter.requires_grad for parameter in fast.to_dense().parameters())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # that PyTorch causes itself
+def test_a_gradient_of_forward_mode_is_not_lost() -> None:
+    fast, _ = small()
+    with forward_ad.dual_level():
+        x = forward_ad.make_dual(torch.randn(2, 3, 16, 16), torch.ones(2, 3, 16, 16))
+        assert fast._program.run(fast.net, x) is None  # type: ignore[arg-type]
+
+
+def test_who_thaws_a_parameter_gets_its_gradient() -> None:
+    fast, _ = small()
+    x = torch.randn(2, 3, 16, 16)
+    fast(x)
+    bias = fast.net.get_parameter("fc.bias").requires_grad_()
+    fast(x).sum().backward()
+    assert bias.grad is not None
+    close(bias.grad, torch.full_like(bias, 2.0))
+    bias.requires_grad_(False)
+    assert not fast(x).requires_grad
 
 
 def test_weights_that_are_loaded_afterwards_count() -> None:

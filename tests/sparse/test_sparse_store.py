@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import tombola
+from tombola.digest import digest
 from tombola.lab import models
 from tombola.sparse import Converted, convert, load, save
 from tombola.sparse.store import about
@@ -72,10 +73,12 @@ def test_a_file_that_is_not_one_is_refused(tmp_path: Path) -> None:
 
 
 def changed(path: Path, **tensors: torch.Tensor) -> None:
+    """Another file, with a right checksum."""
     with safe_open(str(path), framework="pt") as file:
         metadata = file.metadata()
         content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    save_file(content | {name.replace("__", "."): tensor for name, tensor in tensors.items()}, path, metadata)
+    content |= {name.replace("__", "."): tensor for name, tensor in tensors.items()}
+    save_file(content, path, metadata | {"sha256": digest(content, [metadata["content"]])})
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -135,7 +136,17 @@ def _paddings(
         raise ValueError(f"padding must be numbers, 'same' or 'valid', not {padding!r}")
     if any(stride != 1 for stride in strides):
         raise ValueError(f"padding='same' is for a stride of 1, not {strides}")
-    both = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
+    both = _both_sides(kernel, dilations)
     if any(sides % 2 for sides in both):
         raise ValueError("padding='same' with an even kernel pads one side more, which a sparse convolution cannot")
     return tuple(sides // 2 for sides in both)
+
+
+def _both_sides(kernel: Sequence[int], dilations: Sequence[int]) -> list[int]:
+    """What ``padding="same"`` adds to each dimension."""
+    return [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
+
+
+def pads_evenly(layer: Any) -> bool:
+    """Whether a dense convolution with ``padding="same"`` pads on both sides alike."""
+    return not any(sides % 2 for sides in _both_sides(layer.kernel_size, layer.dilation))

@@ -11,10 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from tombola.compiled import need
 from tombola.masks import Masks
-from tombola.selection import unwrapped
+from tombola.selection import unwrapped, wrappers
 from tombola.sparse.around import make_aware
 from tombola.sparse.choose import Choice, Times, fastest, whole
+from tombola.sparse.conv import pads_evenly
 from tombola.sparse.fuse import fused
 from tombola.sparse.inference.program import Program
 from tombola.sparse.swap import SPARSE, make_dense, make_sparse, weights
@@ -41,12 +43,15 @@ class Row:
 class Converted(nn.Module):
     """A model of :func:`convert`; it is called as the model was.
 
+    One that was converted in ``eval`` mode is for inference: its parameters are frozen, so that it computes the fastest
+    way also where nobody has turned gradients off.
+
     Attributes:
         net: the model as it runs.
         plain: the same with a step for each ReLU and norm, in the classes that it had but for sparse layers.
         rows: a :class:`Row` for each layer that could be sparse.
         dense_ms, chosen_ms: the whole model before and after, on the example; None if nothing was timed.
-        as_program: whether it runs as one program without PyTorch between its layers: for inference without gradients.
+        as_program: whether it runs as one program without PyTorch between its layers, where no gradient is wanted.
     """
 
     plain: nn.Module
@@ -64,6 +69,8 @@ class Converted(nn.Module):
         self.inference = not plain.training
         # for inference norms are folded into the layers, so that needs layers of its own
         self.net = fused(copy.deepcopy(plain) if self.inference else plain)
+        if self.inference:
+            self.net.requires_grad_(False)
         object.__setattr__(self, "plain", plain)  # not a submodule: its parameters are net's, or none to be trained
         self.rows, self.dense_ms, self.chosen_ms = tuple(rows), dense_ms, chosen_ms
         self.training = plain.training
@@ -95,10 +102,31 @@ class Converted(nn.Module):
         return self
 
     def to_dense(self) -> nn.Module:
-        """The model in its own classes, with zeros for the missing weights."""
-        model = copy.deepcopy(self.plain)
+        """The model in its own classes, with zeros for the missing weights.
+
+        Raises:
+            RuntimeError: see :meth:`current`.
+        """
+        model = copy.deepcopy(self.current())
         make_dense(model)
         return model.train(self.training)
+
+    def current(self) -> nn.Module:
+        """``plain``, with the weights that ``net`` has now.
+
+        Raises:
+            RuntimeError: those of ``net`` were changed or loaded after norms had become part of them.
+        """
+        if self.inference:
+            now = self.net.state_dict()
+            if now.keys() == self.plain.state_dict().keys():  # nothing was folded
+                self.plain.load_state_dict(now)
+            elif not _same(now, fused(copy.deepcopy(self.plain)).state_dict()):
+                raise RuntimeError(
+                    "the weights of this model were changed or loaded after convert() made its norms part of them, so "
+                    "there is no way back to the dense model; load into that one, and convert it again"
+                )
+        return self.plain
 
     def table(self) -> str:
         """One line a layer, and the whole at the end."""
@@ -113,6 +141,14 @@ class Converted(nn.Module):
 
 def _forget(model: Converted, keys: Any) -> None:
     model._program.forget()
+
+
+def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two state dicts are equal, on whatever devices."""
+    return one.keys() == other.keys() and all(
+        one[name].shape == tensor.shape and bool(one[name].to(tensor).isclose(tensor, 0, 0, equal_nan=True).all())
+        for name, tensor in other.items()
+    )
 
 
 def _line(row: Row, width: int) -> str:
@@ -135,6 +171,9 @@ def convert(
 ) -> Converted:
     """The same model, computing each layer in the way that is fastest on this machine.
 
+    In ``eval`` mode it is made for inference: its parameters are frozen and its norms become part of other layers. In
+    ``train`` mode it can be trained as it is.
+
     Every Linear, Conv1d, Conv2d and GRU is timed dense and sparse on the shape that ``example`` gives it: one pass
     forward in ``eval`` mode, and the way back too in ``train`` mode. Chosen is what is fastest over all of them, with
     the time of going from one layout to the other between them. The whole is timed as well: if it is not faster, all
@@ -150,7 +189,8 @@ def convert(
 
     Raises:
         ValueError: a mask does not fit the model, or ``choose`` is neither.
-        RuntimeError: the model is not on the CPU. Elsewhere stay dense: unstructured zeros do not pay there.
+        RuntimeError: the model is not on the CPU, where alone sparse layers compute; elsewhere stay dense.
+        ImportError: Numba is missing.
     """
     if choose not in ("fastest", "sparse"):
         raise ValueError(f'convert: choose is "fastest" or "sparse", not {choose!r}')
@@ -182,14 +222,21 @@ def prepared(
     model: nn.Module, masks: Mapping[str, Tensor] | None, *, who: str = "convert"
 ) -> tuple[nn.Module, dict[str, Tensor]]:
     """A copy of ``model`` with its weights masked, and the masks; checked on behalf of ``who``."""
+    need(who)
     for name, parameter in unwrapped(model).named_parameters():
         if parameter.device.type != "cpu":
             raise RuntimeError(
-                f"{who}: {name!r} is on {parameter.device}, where unstructured sparsity does not pay: stay dense "
+                f"{who}: {name!r} is on {parameter.device}; sparse layers compute on the CPU alone, so stay dense "
                 "there, or move the model to the CPU"
             )
-    plain = copy.deepcopy(unwrapped(model))
+    plain = _in_own_classes(model)
     return plain, _applied(plain, masks, who)
+
+
+def _in_own_classes(model: nn.Module) -> nn.Module:
+    """A copy of the user's own module; of a converted one its dense form."""
+    converted = next((wrapper for wrapper in wrappers(model) if isinstance(wrapper, Converted)), None)
+    return copy.deepcopy(unwrapped(model)) if converted is None else converted.to_dense()
 
 
 @torch.no_grad()
@@ -210,7 +257,8 @@ def _applied(model: nn.Module, masks: Mapping[str, Tensor] | None, who: str) -> 
 
 
 def convertible(model: nn.Module) -> dict[str, Any]:
-    """The layers that could be sparse: exactly of PyTorch's own classes, with weights of their own, padding zeros."""
+    """The layers that could be sparse: exactly of PyTorch's own classes, with weights of their own, that pad with zeros
+    and on both sides alike."""
     uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     return {
         name: module
@@ -218,7 +266,7 @@ def convertible(model: nn.Module) -> dict[str, Any]:
         if type(module) in SPARSE
         and all(uses[id(weight)] == 1 and weight.dtype is torch.float32 for weight in weights(module).values())
         and getattr(module, "padding_mode", "zeros") == "zeros"
-        and getattr(module, "padding", 0) != "same"
+        and (getattr(module, "padding", 0) != "same" or pads_evenly(module))
     }
 
 

@@ -149,7 +149,7 @@ class SparseGRU(nn.Module):
     def to_dense(self) -> nn.GRU:
         """The same layer with zeros for the missing weights."""
         sizes = (self.input_size, self.hidden_size, self.num_layers, self.bias, self.batch_first)
-        layer = nn.GRU(*sizes, self.dropout, self.bidirectional)
+        layer = nn.GRU(*sizes, self.dropout, self.bidirectional).to(next(self.parameters()))
         weights = self.weights()
         for name, parameter, theirs in self._pairs(layer):
             theirs.copy_(weights[name].weight() if name in weights else parameter)

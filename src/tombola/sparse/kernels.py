@@ -18,11 +18,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
-from numba import carray, njit, types  # type: ignore[attr-defined]
+from numba import carray, types  # type: ignore[attr-defined]
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tombola.compiled import kept
 from tombola.sparse.threads import compiled, next_chunk, pointer, run
 from tombola.sparse.vectors import (
     BYTE,
@@ -307,41 +306,3 @@ def kernel(name: str) -> Any:
 def launch(name: str, job: list[int]) -> None:
     """Run a kernel; ``job`` are the values of :data:`FIELDS`."""
     run(kernel(name), job)
-
-
-def _transpose(
-    pointers: Any, columns: Any, ranks: Any, bits: int, back_pointers: Any, back_entries: Any, order: Any
-) -> None:
-    """Fill the last three arrays: the structure column by column, by counting."""
-    taps = ranks.size
-    back_pointers[:] = 0
-    for row in range(pointers.size - 1):
-        for place in range(pointers[row], pointers[row + 1]):
-            back_pointers[columns[place] * taps + ranks[row % taps] + 1] += 1
-    for row in range(back_pointers.size - 1):
-        back_pointers[row + 1] += back_pointers[row]
-    nexts = back_pointers.copy()
-    for row in range(pointers.size - 1):
-        rank = ranks[row % taps]
-        for place in range(pointers[row], pointers[row + 1]):
-            back_row = columns[place] * taps + rank
-            back_entries[nexts[back_row]] = ((row // taps) << bits) | rank
-            order[nexts[back_row]] = place
-            nexts[back_row] += 1
-
-
-transpose = kept(lambda **options: njit(**options)(_transpose))
-
-
-def _split(pointers: Any, columns: Any, size: int, blocks: int, found: Any) -> None:
-    """Fill ``found``: where each block of ``size`` columns of each row begins, and where the last one ends."""
-    for row in range(pointers.size - 1):
-        place = pointers[row]
-        for block in range(blocks):
-            while place < pointers[row + 1] and columns[place] < block * size:
-                place += 1
-            found[row * blocks + block] = place
-    found[found.size - 1] = pointers[pointers.size - 1]
-
-
-split = kept(lambda **options: njit(**options)(_split))

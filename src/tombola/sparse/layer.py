@@ -146,7 +146,7 @@ class SparseLayer(nn.Module):
 
     def mask(self) -> Tensor:
         """Where there is a value: bool, of the dense layer's shape."""
-        return self.scattered(torch.ones(self.values.numel(), dtype=torch.bool), self.places)
+        return self.scattered(torch.ones_like(self.places, dtype=torch.bool), self.places)
 
     def weight(self) -> Tensor:
         """A copy of the values in the dense layer's shape."""
@@ -155,7 +155,8 @@ class SparseLayer(nn.Module):
     @torch.no_grad()
     def set_weight(self, weight: Tensor) -> None:
         """Take the values from a weight of the dense layer's shape."""
-        self.values.copy_(self._ordered(weight.detach())[self.places])
+        places = self.places.to(weight.device)
+        self.values.copy_(self._ordered(weight.detach()).index_select(0, places))
 
     @torch.no_grad()
     def take_parameters(self, layer: Any) -> None:
@@ -168,8 +169,8 @@ class SparseLayer(nn.Module):
 
     @torch.no_grad()
     def give_parameters(self, layer: Any) -> None:
-        """The inverse."""
-        layer.weight.copy_(self.weight()).requires_grad_(self.values.requires_grad)
+        """The inverse; the dense layer goes to where this one is."""
+        layer.to(self.values).weight.copy_(self.weight()).requires_grad_(self.values.requires_grad)
         if self.bias is not None:
             layer.bias.copy_(self.bias).requires_grad_(self.bias.requires_grad)
         layer.train(self.training)
@@ -178,7 +179,7 @@ class SparseLayer(nn.Module):
         """A weight of the dense layer's shape with ``values`` at ``places`` and 0 elsewhere."""
         outputs, channels, *kernel = self.shape
         flat = values.new_zeros(self.geometry.weights)
-        flat[places] = values
+        flat.index_copy_(0, places, values)
         return flat.view(outputs, *kernel, channels).movedim(-1, 1).contiguous()
 
     def _ordered(self, weight: Tensor) -> Tensor:
@@ -264,6 +265,6 @@ def computable(name: str, x: Tensor, parameters: Iterable[Tensor | None]) -> Ten
 
 def _elsewhere(name: str, device: torch.device) -> RuntimeError:
     return RuntimeError(
-        f"{name} runs on the CPU, not on {device.type}, where the dense layer is faster; make it dense again with "
-        "its to_dense()"
+        f"{name} computes on the CPU alone, not on {device.type}; its to_dense() makes a dense layer, which computes "
+        "there, or move it back with .cpu()"
     )

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +30,8 @@ class Pays:
         dense_ms, sparse_ms: milliseconds of that pass. Dense is PyTorch's float32 in the better of its two layouts.
         machine: multiply-adds a millisecond that this machine can do at best, on PyTorch's threads.
         break_even_density: density at which sparse would take as long as dense, if its time is a straight line in the
-            number of non-zeros; None for the total.
+            number of non-zeros; of several layers that of them all, if the density of each is multiplied by the same
+            number, but is 1 at most. 1 also where sparse would pay even then, 0 where it never would.
     """
 
     dense_multiply_adds: int
@@ -38,7 +39,7 @@ class Pays:
     dense_ms: float
     sparse_ms: float
     machine: float
-    break_even_density: float | None
+    break_even_density: float
 
     @property
     def arithmetic_saved(self) -> float:
@@ -110,10 +111,10 @@ class Measured:
 
 
 def _numbers(pays: Pays) -> str:
-    even = "" if pays.break_even_density is None else f"{pays.break_even_density:.3f}"
     return (
         f"{pays.dense_ms:>8.3f}  {pays.sparse_ms:>9.3f}  {pays.arithmetic_saved:>11.1%}  {pays.time_saved:>6.1%}"
-        f"  {pays.achieved:>7.1%}  {pays.slowdown:>8.2f}  {pays.break_even_slowdown:>7.2f}  {even:>12}"
+        f"  {pays.achieved:>7.1%}  {pays.slowdown:>8.2f}  {pays.break_even_slowdown:>7.2f}"
+        f"  {pays.break_even_density:>12.3f}"
     )
 
 
@@ -139,38 +140,69 @@ def measure(model: nn.Module, masks: Mapping[str, Tensor] | None = None, example
     inputs = example if isinstance(example, tuple) else (example,)
     counted = flops.count(plain, inputs, given)
     parts: list[LayerPays] = []
+    lines: dict[bool, list[_Line]] = {False: [], True: []}  # in inference, in training
     for call in calls(plain.train(), inputs):
         names = [f"{call.name}.{key}" for key in weights(call.module)]
         if any(name in given for name in names) and all(row.layer != call.name for row in parts):
             every, used = masks_of(call.name, call.module, given), [counted.layers[name] for name in names]
-            inference, training = (_pays(call, every, used, training=training) for training in (False, True))
-            parts.append(LayerPays(call.name, Masks(every).density, inference, training))
+            for training, found in lines.items():
+                found.append(_line(call, every, used, training=training))
+            inference, training_too = (_pays(found[-1:]) for found in lines.values())
+            parts.append(LayerPays(call.name, Masks(every).density, inference, training_too))
     if not parts:
         raise ValueError("measure: no layer with a mask can be sparse (Linear, Conv1d, Conv2d, GRU)")
-    return Measured(tuple(parts), _sum([row.inference for row in parts]), _sum([row.training for row in parts]))
+    inference, training_too = map(_pays, lines.values())
+    return Measured(tuple(parts), inference, training_too)
 
 
-def _pays(call: Call, masks: Mapping[str, Tensor], used: list[flops.Layer], *, training: bool) -> Pays:
+class _Line(NamedTuple):
+    """A layer dense, and sparse with its milliseconds as a straight line in its density."""
+
+    dense_multiply_adds: int
+    sparse_multiply_adds: int
+    dense_ms: float
+    sparse_ms: float
+    weights: int
+    density: float
+    steepness: float
+
+    def at(self, factor: float) -> tuple[float, float]:
+        """Connections and milliseconds with so many times the density, or with all."""
+        density = min(factor * max(self.density, 1e-6), 1.0)  # a layer without any is to grow, too
+        return self.weights * density, self.sparse_ms + self.steepness * (density - self.density)
+
+
+def _line(call: Call, masks: Mapping[str, Tensor], used: list[flops.Layer], *, training: bool) -> _Line:
     call.module.train(training)
     dense_ms, _, sparse_ms = layer_times(call, masks, bf16=False)
     density = Masks(masks).density
-    other = min(3 * density + 0.01, 0.9)
+    other = 3 * density + 0.01 if density < 0.3 else density / 2
     generator = torch.Generator().manual_seed(0)
-    more = {
+    others = {
         key: largest(torch.rand(mask.shape, generator=generator), round(other * mask.numel()))
         for key, mask in masks.items()
     }
-    other_ms = layer_times(call, more, bf16=False).sparse
-    steepness = max((other_ms - sparse_ms) / (other - density), 1e-12)
-    even = min(max(density + (dense_ms - sparse_ms) / steepness, 0.0), 1.0)
+    steepness = (layer_times(call, others, bf16=False).sparse - sparse_ms) / (other - density)
     times = (3 if call.gradient else 2) if training else 1
     adds = (times * sum(layer.dense for layer in used), times * sum(layer.multiply_adds for layer in used))
-    return Pays(*adds, dense_ms, sparse_ms, machine(), even)
+    return _Line(*adds, dense_ms, sparse_ms, sum(layer.weights for layer in used), density, max(steepness, 1e-12))
 
 
-def _sum(parts: list[Pays]) -> Pays:
-    adds = (sum(part.dense_multiply_adds for part in parts), sum(part.sparse_multiply_adds for part in parts))
-    return Pays(*adds, sum(part.dense_ms for part in parts), sum(part.sparse_ms for part in parts), machine(), None)
+def _pays(lines: list[_Line]) -> Pays:
+    dense_adds, adds, dense_ms, sparse_ms = (sum(numbers) for numbers in list(zip(*lines, strict=True))[:4])
+    return Pays(dense_adds, adds, dense_ms, sparse_ms, machine(), _break_even_density(lines))
+
+
+def _break_even_density(lines: list[_Line]) -> float:
+    """See :class:`Pays`."""
+    dense_ms, few, many = sum(line.dense_ms for line in lines), 0.0, 1e6
+    for _ in range(100):  # the time rises with the factor
+        factor = (few + many) / 2
+        if sum(line.at(factor)[1] for line in lines) < dense_ms:
+            few = factor
+        else:
+            many = factor
+    return sum(line.at(few)[0] for line in lines) / sum(line.weights for line in lines)
 
 
 def machine() -> float:

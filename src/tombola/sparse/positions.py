@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tombola.compiled import need
 from tombola.sparse.geometry import Geometry
 
 LIMIT = 2**31 - 1
@@ -42,32 +43,40 @@ class Positions(NamedTuple):
 
 
 def positions(pointers: Tensor, columns: Tensor, geometry: Geometry) -> Positions:
-    """The whole structure, of rows that are known to be right."""
-    from tombola.sparse.kernels import transpose  # imports Numba: not before it is needed
+    """The whole structure, of rows that are known to be right.
+
+    Raises:
+        ImportError: Numba is missing.
+    """
+    need("a sparse layer")
+    from tombola.sparse.structure import transpose  # imports Numba: not before it is needed
 
     entries = columns
     if geometry.bits:
-        tap = torch.arange(geometry.taps, dtype=torch.int32).repeat(geometry.outputs)
-        entries = (columns << geometry.bits) | tap.repeat_interleave(pointers.diff())
+        tap = (_rows(pointers, columns, geometry) % geometry.taps).int()
+        entries = (columns << geometry.bits) | tap
     back_pointers = np.empty(geometry.inputs * geometry.taps + 1, dtype=np.int32)
     back_entries, order = (np.empty(columns.numel(), dtype=np.int32) for _ in range(2))
     ranks = np.array(geometry.ranks(), dtype=np.int64)
-    transpose(pointers.numpy(), columns.numpy(), ranks, geometry.bits, back_pointers, back_entries, order)
-    above, below, places = map(torch.from_numpy, (back_pointers, back_entries, order))
+    forth = pointers.cpu().numpy(), columns.cpu().numpy()
+    transpose(*forth, ranks, geometry.bits, back_pointers, back_entries, order)
+    above, below, places = (
+        torch.from_numpy(array).to(columns.device) for array in (back_pointers, back_entries, order)
+    )
     blocks = None if geometry.bits else _blocks(pointers, columns, geometry.inputs)
     back_blocks = None if geometry.bits else _blocks(above, below, geometry.outputs)
     return Positions(pointers, columns, entries, above, below, places, blocks, back_blocks)
 
 
 def _blocks(pointers: Tensor, columns: Tensor, width: int) -> Tensor | None:
-    from tombola.sparse.kernels import split  # imports Numba: not before it is needed
+    from tombola.sparse.structure import split  # imports Numba: not before it is needed
 
     blocks, rows = -(-width // BLOCK), pointers.numel() - 1
     if blocks < 2 or 8 * rows * blocks > columns.numel():  # few non-zeros in each
         return None
     found = np.empty(rows * blocks + 1, dtype=np.int32)
-    split(pointers.numpy(), columns.numpy(), BLOCK, blocks, found)
-    return torch.from_numpy(found)
+    split(pointers.cpu().numpy(), columns.cpu().numpy(), BLOCK, blocks, found)
+    return torch.from_numpy(found).to(columns.device)
 
 
 def of_places(places: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
@@ -86,8 +95,13 @@ def of_places(places: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
 def to_places(pointers: Tensor, columns: Tensor, geometry: Geometry) -> Tensor:
     """The inverse of :func:`of_places`."""
     width = geometry.inputs // geometry.groups
-    row = torch.arange(geometry.outputs * geometry.taps).repeat_interleave(pointers.diff())
-    return row * width + columns % max(width, 1)
+    return _rows(pointers, columns, geometry) * width + columns % max(width, 1)
+
+
+def _rows(pointers: Tensor, columns: Tensor, geometry: Geometry) -> Tensor:
+    """(nnz,) int64: the row of each."""
+    rows = torch.arange(geometry.outputs * geometry.taps, device=pointers.device)
+    return rows.repeat_interleave(pointers.diff(), output_size=columns.numel())
 
 
 def random_places(count: int, total: int, generator: torch.Generator | None) -> Tensor:
@@ -116,7 +130,7 @@ def check(pointers: Tensor, columns: Tensor, geometry: Geometry) -> None:
     fits = pointers.numel() == rows + 1 and pointers[0] == 0 and pointers[-1] == columns.numel()
     if not fits or bool((pointers[1:] < pointers[:-1]).any()):
         raise ValueError(f"pointers: do not share {columns.numel()} non-zeros out among {rows} rows")
-    row = torch.arange(rows).repeat_interleave(pointers.diff())
+    row = _rows(pointers, columns, geometry)
     first = row // max(geometry.outputs // geometry.groups * geometry.taps, 1) * width
     if bool(((columns < first) | (columns >= first + width)).any()):
         raise ValueError(f"columns: a position is outside the {geometry.inputs} input channels of its output")

@@ -34,4 +34,5 @@ def _scan(block: Any, offset: int, least: Any, strict: bool, values: Any, indice
     return count
 
 
-scan = kept(lambda **options: njit(**options)(_scan))
+_SIGNATURE = "int64(float32[::1], int64, float32, boolean, float32[::1], int64[::1], int64)"
+scan = kept(lambda **options: njit(_SIGNATURE, **options)(_scan))

@@ -8,18 +8,15 @@ capability 8.0 or newer), elsewhere plain weights with zeros. Mishra et al., arX
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from tombola.files import write_atomically
 from tombola.selection import unwrapped
+from tombola.sparse import sealed
 
 FORMAT = "tombola-semi-structured-1"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -39,7 +36,7 @@ def _reason(layer: nn.Module, mask: Tensor) -> str | None:
         return f"a {type(layer).__name__}; PyTorch has semi-structured weights for Linear layers"
     if mask.shape[0] % outputs or mask.shape[1] % inputs:
         return f"{mask.shape[0]}×{mask.shape[1]} is not a multiple of {outputs}×{inputs}"
-    if bool((mask.view(-1, 4).sum(1) > 2).any()):
+    if bool((mask.reshape(-1, 4).sum(1) > 2).any()):
         return "it keeps more than two of four neighbouring inputs"
     return None
 
@@ -99,7 +96,7 @@ def save(
         What :func:`reasons` says.
 
     Raises:
-        ValueError: no weight fits 2:4, or another dtype.
+        ValueError: no weight fits 2:4, another dtype, or a value that is not finite, or not in that dtype.
         OSError: the file cannot be written; an older one is then as it was.
     """
     if dtype not in DTYPES.values():
@@ -109,16 +106,17 @@ def save(
     if not fit:
         why = "; ".join(f"{name}: {reason}" for name, reason in found.items())
         raise ValueError(f"no weight fits 2:4 ({why}); train with pattern=NM(2, 4), --pattern 2:4")
-    tensors = {}
-    for name, tensor in unwrapped(model).state_dict().items():
-        stored = tensor.detach().cpu().to(dtype if tensor.is_floating_point() else tensor.dtype)
+    plain, tensors = unwrapped(model), {}
+    state = {n: t.detach().cpu().to(dtype if t.is_floating_point() else t.dtype) for n, t in plain.state_dict().items()}
+    sealed.check_numbers(state, plain)
+    for name, stored in state.items():
         if name in fit:
             kept = stored.masked_fill(~masks[name].cpu(), 0)
             tensors[f"{name}.values"], tensors[f"{name}.positions"] = compress(kept)
         else:
             tensors[name] = stored.clone(memory_format=torch.contiguous_format)
     said = {"weights": fit, "dtype": str(dtype).removeprefix("torch."), "about": dict(about or {})}
-    write_atomically(Path(path), to_bytes(tensors, {"format": FORMAT, "content": json.dumps(said)}))
+    sealed.write(Path(path), FORMAT, said, tensors)
     return found
 
 
@@ -133,25 +131,19 @@ def load(path: str | Path, model: nn.Module) -> nn.Module:
         FileNotFoundError: there is no such file.
         ValueError: it is not a file of :func:`save`, it is damaged, or it is of another architecture.
     """
+    said, tensors = sealed.read(Path(path), FORMAT, ("weights", "dtype", "about"), what="semi-structured model")
     try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
-            said = json.loads(metadata["content"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         weights, dtype = list(said["weights"]), DTYPES[said["dtype"]]
         tensors |= {name: expand(tensors.pop(f"{name}.values"), tensors.pop(f"{name}.positions")) for name in weights}
-    except FileNotFoundError:
-        raise
-    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} cannot be read as a semi-structured model: {reason}") from error
     made = copy.deepcopy(unwrapped(model)).to(dtype).eval().requires_grad_(False)
     try:
         made.load_state_dict(tensors)
+        sealed.check_numbers(tensors, made)
         layers = [cast(nn.Linear, made.get_submodule(name.removesuffix(".weight"))) for name in weights]
-    except (AttributeError, RuntimeError) as error:
+    except (AttributeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{path} does not fit this {type(made).__name__}: {reason}") from error
     for layer in layers:

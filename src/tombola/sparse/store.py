@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from tombola.files import write_atomically
+from tombola.methods.protocol import is_number
+from tombola.sparse import sealed
+from tombola.sparse.choose import Choice
 from tombola.sparse.convert import Converted, Row, made
 from tombola.sparse.layer import SparseLayer
 from tombola.sparse.positions import check, to_places
 from tombola.sparse.swap import sparse, weights
 
 FORMAT = "tombola-sparse-1"
+_KEYS = ("rows", "inference", "dense_ms", "chosen_ms", "about")
 
 
 def save(model: Converted, path: str | Path, *, about: Mapping[str, Any] | None = None) -> None:
@@ -32,9 +32,13 @@ def save(model: Converted, path: str | Path, *, about: Mapping[str, Any] | None 
         about: plain data to keep with it, such as where the model comes from.
 
     Raises:
+        RuntimeError: see :meth:`Converted.current`.
+        ValueError: a value is not finite.
+        TypeError: ``about`` is no plain data.
         OSError: the file cannot be written; an older one is then as it was.
     """
-    state = model.plain.state_dict()
+    plain = model.current()
+    state = plain.state_dict()
     # copies, because tied weights share memory, which a file cannot: there they are under each of their names
     tensors = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
     said = {
@@ -45,7 +49,8 @@ def save(model: Converted, path: str | Path, *, about: Mapping[str, Any] | None 
         "chosen_ms": model.chosen_ms,
         "about": dict(about or {}),
     }
-    write_atomically(Path(path), to_bytes(tensors, {"format": FORMAT, "content": json.dumps(said)}))
+    sealed.check_numbers(tensors, plain)
+    sealed.write(Path(path), FORMAT, said, tensors)
 
 
 def about(path: str | Path) -> dict[str, Any]:
@@ -72,30 +77,34 @@ def load(path: str | Path, model: nn.Module) -> Converted:
     said, tensors = _read(path)
     plain = copy.deepcopy(model).cpu().train(not said["inference"])
     try:
-        rows = [Row(**row) for row in said["rows"]]
+        rows = [_row(row) for row in said["rows"]]
+        times = {key: said[key] for key in ("dense_ms", "chosen_ms")}
+        if not all(map(_is_time, times.values())):
+            raise ValueError(f"the times {times} are no numbers")
         masks = {n: _masks(plain.get_submodule(n), tensors, n) for n in (r.layer for r in rows if r.chosen == "sparse")}
         made(plain, masks, {row.layer: row.chosen for row in rows}).load_state_dict(tensors)
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        sealed.check_numbers(tensors, plain)
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{path} does not fit this {type(model).__name__}: {reason}") from error
-    times = {"dense_ms": said["dense_ms"], "chosen_ms": said["chosen_ms"]}
-    return Converted(plain, rows, **times, as_program=said.get("as_program", False))
+    return Converted(plain, rows, **times, as_program=bool(said.get("as_program")))
 
 
 def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
-            said = json.loads(metadata["content"])
-            if not isinstance(said, dict) or {"rows", "inference", "dense_ms", "chosen_ms", "about"} - said.keys():
-                raise ValueError("its content is incomplete")
-            return said, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise
-    except (SafetensorError, ValueError, KeyError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a sparse model: {str(error).splitlines()[0]}") from error
+    return sealed.read(Path(path), FORMAT, _KEYS, what="sparse model")
+
+
+def _row(said: Any) -> Row:
+    row = Row(**said)
+    sizes, times = (row.density, row.bytes_before, row.bytes_after), (row.dense_ms, row.bf16_ms, row.sparse_ms)
+    is_named = isinstance(row.layer, str) and row.chosen in get_args(Choice)
+    if not (is_named and all(map(is_number, sizes)) and all(map(_is_time, times))):
+        raise ValueError(f"the row {said} is none of a layer")
+    return row
+
+
+def _is_time(value: object) -> bool:
+    return value is None or is_number(value)
 
 
 def _masks(layer: nn.Module, tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

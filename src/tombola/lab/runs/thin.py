@@ -29,7 +29,8 @@ def check_thin(model: nn.Module, masked: Iterable[str], name: str) -> None:
         raise LabError(f"--sparse: model {name!r} has no masked layer that can be sparse ({missing}); leave it out")
     raise LabError(
         f"--sparse: {bad[0]!r} of model {name!r} cannot be sparse, as only Linear, Conv1d, Conv2d and GRU can that pad "
-        f"with zeros and share no weights; leave it dense with --unmasked {','.join(bad)}, or leave --sparse out"
+        f"with zeros, on both sides alike, and share no weights; leave it dense with --unmasked {','.join(bad)}, or "
+        "leave --sparse out"
     )
 
 

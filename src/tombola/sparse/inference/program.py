@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.autograd.forward_ad import unpack_dual
 
 AT_ONCE = 16  # images: their pixels are then whole vectors, and what flows between layers stays in the cache
 _KEPT = 8  # sizes of input
@@ -23,24 +24,28 @@ class Program:
 
     def __init__(self) -> None:
         self._parts: OrderedDict[tuple[int, ...], _Part | None] = OrderedDict()
+        self._parameters: tuple[Tensor, ...] | None = None  # finding them takes as long as a small layer
         self._lock = Lock()
 
     def forget(self) -> None:
         """Make all anew."""
         with self._lock:
             self._parts.clear()
+            self._parameters = None
 
     def run(self, net: fx.GraphModule, x: Any) -> Tensor | None:
         """The output for ``x``, (N, …), in the usual layout; None if there is something that no step can do.
 
-        So it is where gradients are wanted, in autocast, and while PyTorch compiles.
+        So it is where a gradient by ``x`` or by a parameter is wanted, in autocast, and while PyTorch compiles.
         """
         if not isinstance(x, Tensor) or x.dtype is not torch.float32 or not x.is_cpu or not x.numel():
             return None
-        if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+            return None
+        if torch.is_grad_enabled() and (_is_differentiated(x) or self._is_trained(net)):
             return None
         size, *rest = x.shape
-        with self._lock:  # the memory is there once
+        with self._lock, torch.no_grad():  # the memory is there once
             part = self._part(net, (min(size, AT_ONCE), *rest))
             last = self._part(net, (size % AT_ONCE, *rest)) if size > AT_ONCE and size % AT_ONCE else part
             if part is None or last is None:
@@ -49,6 +54,12 @@ class Program:
             for start in range(0, size, AT_ONCE):
                 (part if start + AT_ONCE <= size else last).run(x, y, start)
         return y
+
+    def _is_trained(self, net: fx.GraphModule) -> bool:
+        """Whether a gradient by one of the parameters is wanted."""
+        if self._parameters is None:
+            self._parameters = tuple(net.parameters())
+        return any(parameter.requires_grad for parameter in self._parameters)
 
     def _part(self, net: fx.GraphModule, shape: tuple[int, ...]) -> _Part | None:
         from tombola.sparse.inference.assemble import Unable  # imports Numba: not before it is needed
@@ -68,6 +79,10 @@ class Program:
 
     def __reduce__(self) -> tuple[type[Program], tuple[()]]:
         return Program, ()
+
+
+def _is_differentiated(x: Tensor) -> bool:
+    return x.requires_grad or unpack_dual(x).tangent is not None
 
 
 class _Part:

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tombola.schedules import constant, cubic, exponential, staircase
-
-
-def test_constant() -> None:
-    assert [constant(0.3)(step) for step in (0, 7, 10**9)] == [0.3, 0.3, 0.3]
+from tombola.schedules import cubic, exponential, staircase
 
 
 def test_exponential() -> None:

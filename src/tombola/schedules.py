@@ -1,15 +1,14 @@
-"""Schedules: a step (0, 1, …) to a float. Any ``step -> float`` will do; these are the field's usual ones."""
+"""Schedules, a step (0, 1, …) to a float: what methods compute their temperatures and densities by.
+
+Methods take the numbers of a schedule and no function, so that every setting of theirs is plain data: it goes into
+tickets, states and the names of runs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 Schedule = Callable[[int], float]
-
-
-def constant(value: float) -> Schedule:
-    """The same value at every step."""
-    return lambda step: value
 
 
 def exponential(start: float, end: float, steps: int) -> Schedule:

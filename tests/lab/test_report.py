@@ -274,7 +274,7 @@ def test_a_page_without_a_result(tmp_path: Path) -> None:
         ("config.json", "{}", "config.json: data is None"),
         ("config.json", '{"data": "d", "model": "m"}', "config.json: has no seed (int)"),
         ("config.json", '{"data": "d", "model": "m", "seed": "0"}', "seed is '0', must be int"),
-        ("done.json", "{}", "done.json: has no metrics_sha256"),
+        ("done.json", "{}", "done.json: is damaged (KeyError('metrics_sha256'))"),
         ("metrics.jsonl", "{}\n", "was changed after the run was finished"),
         ("metrics.jsonl", None, "was changed after the run was finished"),
     ],

@@ -27,6 +27,7 @@ from torch import Tensor
 from tombola.masks import Masks
 from tombola.methods.density import steer
 from tombola.methods.protocol import Moment, ScoreOptimizer, is_number
+from tombola.schedules import exponential, staircase
 from tombola.sharded import total
 from tombola.sigmoid import Sigmoid
 
@@ -112,11 +113,11 @@ class ContinuousSparsification:
         """β_T^(t/T); by epochs β_T^(e/(E−1)), as the authors' code."""
         steps = self.harden_step(moment.steps) or moment.steps
         if self.anneal == "step":
-            return float(self.final_temperature ** min(moment.step / steps, 1.0))
+            return exponential(1.0, self.final_temperature, steps)(moment.step)
         if moment.steps_per_epoch is None:
             raise ValueError('anneal="epoch" needs attach(…, steps_per_epoch=…)')
         epochs = max(math.ceil(steps / moment.steps_per_epoch) - 1, 1)
-        return float(self.final_temperature ** min(moment.step // moment.steps_per_epoch / epochs, 1.0))
+        return staircase(exponential(1.0, self.final_temperature, epochs), moment.steps_per_epoch)(moment.step)
 
     def sigmoid(self, moment: Moment) -> Sigmoid:
         """σ(βs), times 1/σ(s₀) if scaled; λ is its price."""

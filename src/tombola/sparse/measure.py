@@ -56,11 +56,6 @@ class Pays:
         return self.sparse_multiply_adds / self.sparse_ms / self.machine
 
     @property
-    def dense_achieved(self) -> float:
-        """The same for dense."""
-        return self.dense_multiply_adds / self.dense_ms / self.machine
-
-    @property
     def slowdown(self) -> float:
         """How many times as long a sparse multiply-add takes as a dense one; NaN without any."""
         if not self.sparse_multiply_adds:

@@ -6,9 +6,7 @@ is still going, or was cut off in the middle of a line, counts for as much as it
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -23,9 +21,10 @@ from tombola.lab.report.epochs import Epoch, read_epoch
 from tombola.lab.report.experiments import scale_of
 from tombola.lab.report.fields import field as _field
 from tombola.lab.report.fields import finite as _finite
+from tombola.lab.runs.looking import is_finished, read_metrics, read_times
 from tombola.lab.runs.stages import key_of
 
-CONFIG, METRICS, DONE, TIMES = "config.json", "metrics.jsonl", "done.json", "times.json"
+CONFIG, METRICS = "config.json", "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -137,12 +136,12 @@ def read_run(folder: Path) -> Run:
         LabError: a config or a record that is damaged: the message names file, line and mend.
     """
     config = without_later(_object(folder / CONFIG))  # as older runs have it, so that they group with newer ones
-    finished = _finished(folder)
+    finished = is_finished(folder)
     results: list[Result] = []
     warnings: list[str] = []
     original: dict[bool, bool] = {}  # of the data that tickets are transferred to, or of the run's own
     epochs: list[Epoch] = []
-    device, seconds = _times(folder / TIMES)
+    device, seconds = read_times(folder)
     # while stages are shared out, those beside the search have records of their own
     files = [folder / METRICS, *(() if finished else sorted(folder.glob(f"parts/*/{METRICS}")))]
     for place, record in chain.from_iterable(map(_records, files)):
@@ -175,16 +174,6 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def _times(path: Path) -> tuple[str, dict[str, float]]:
-    """The device and the seconds of each result; nothing where they are not known."""
-    try:
-        found = json.loads(path.read_bytes())
-        seconds = {str(key): float(value) for key, value in found["seconds"].items()}
-        return str(found["device"]), {key: value for key, value in seconds.items() if math.isfinite(value)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "", {}
-
-
 def _object(path: Path) -> dict[str, Any]:
     mend = f"delete {path.parent} and run the same command again"
     try:
@@ -194,19 +183,6 @@ def _object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise LabError(f"{path}: holds {type(value).__name__}, not a JSON object; {mend}")
     return value
-
-
-def _finished(folder: Path) -> bool:
-    """Whether the run is done; then its metrics must be those that it ended with."""
-    done, metrics = folder / DONE, folder / METRICS
-    if not done.is_file():
-        return False
-    expected = _field(_object(done), "metrics_sha256", str, str(done))
-    if not metrics.is_file() or hashlib.sha256(metrics.read_bytes()).hexdigest() != expected:
-        raise LabError(
-            f"{metrics}: was changed after the run was finished; delete {folder} and run the same command again"
-        )
-    return True
 
 
 def _versions(folder: Path, results: Iterable[Result]) -> Mapping[str, str]:
@@ -223,28 +199,8 @@ def _versions(folder: Path, results: Iterable[Result]) -> Mapping[str, str]:
 
 
 def _records(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
-    """Each record with its place, "file:line". A torn last line is what a killed run leaves, and is left out."""
-    if not path.exists():
-        return
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise LabError(f"{path}: not readable ({error.strerror})") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError:
-            if number == len(lines):
-                return
-            record = None
-        if not isinstance(record, dict):
-            raise LabError(
-                f"{path}:{number}: not a JSON record; run the same command again to continue this run, "
-                "or delete its folder to start it over"
-            )
-        yield f"{path}:{number}", record
+    """Each record with its place, "file:line"."""
+    return ((f"{path}:{number}", record) for number, record in enumerate(read_metrics(path), start=1))
 
 
 def _result(record: Mapping[str, Any], place: str) -> Result:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,18 @@ TIMES = "times.json"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; an incomplete last line, as a run that was killed leaves behind, is passed over.
+    """The records of a metrics.jsonl, one of each line. An incomplete last one, which a run that goes on or was killed
+    has, is passed over.
 
     Raises:
-        LabError: a line before the last is not a record.
+        LabError: a line before the last is not a record, or the file cannot be read.
     """
     if not path.exists():
         return []
-    *lines, _torn = path.read_bytes().split(b"\n")
+    try:
+        *lines, _torn = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise LabError(f"{path}: not readable ({error.strerror})") from None
     records = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -28,7 +33,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict):
-            raise LabError(f"{path}: line {number} is damaged; delete {path.parent} to run it again")
+            raise LabError(
+                f"{path}:{number}: not a JSON record; run the same command again to continue this run, or delete its "
+                "folder to start it over"
+            )
         records.append(record)
     return records
 
@@ -42,11 +50,11 @@ def is_finished(folder: Path) -> bool:
     path, metrics = folder / "done.json", folder / "metrics.jsonl"
     if not path.exists():
         return False
-    mend = f"delete {folder} to run it again"
+    mend = f"delete {folder} and run the same command again"
     try:
         expected = json.loads(path.read_bytes())["metrics_sha256"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise LabError(f"{path}: is damaged; {mend}") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise LabError(f"{path}: is damaged ({error!r}); {mend}") from None
     if not metrics.exists() or hashlib.sha256(metrics.read_bytes()).hexdigest() != expected:
         raise LabError(f"{metrics}: was changed after the run was finished; {mend}")
     return True
@@ -56,6 +64,7 @@ def read_times(folder: Path) -> tuple[str, dict[str, float]]:
     """The device, and the wall time of each result; nothing if there is none yet, or the file is damaged."""
     try:
         found = json.loads((folder / TIMES).read_bytes())
-        return str(found["device"]), dict(found["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
+        seconds = {str(key): float(value) for key, value in found["seconds"].items()}
+        return str(found["device"]), {key: value for key, value in seconds.items() if math.isfinite(value)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return "", {}

@@ -10,7 +10,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,19 +18,20 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from tombola.checks import check_arguments, check_membership, check_parameters, check_sharding
+from tombola.beginning import begin
+from tombola.checks import check_arguments, check_membership, check_sharding
 from tombola.describe import describe
-from tombola.dynamic import DynamicState, moving_seed
+from tombola.dynamic import DynamicState
 from tombola.gradients import LOOK, Gradients
 from tombola.hard import HardState
-from tombola.masks import Masks, check_same_layout, pack
-from tombola.methods.protocol import DynamicMethod, HardMethod, Moment, SoftMethod
+from tombola.masks import Masks, check_same_layout
+from tombola.methods.protocol import HardMethod, Moment, SoftMethod
 from tombola.ranks import Ranks, bare
-from tombola.rewire import SparseState, begin_sparse
+from tombola.saving import restored, saved
 from tombola.selection import Select, maskable, unwrapped
 from tombola.sharded import is_sharded, local, placed, total, whole
 from tombola.soft import SoftState
-from tombola.states import check_attachment, checked_outcome
+from tombola.states import check_attachment
 
 UNDECIDED = 4.0  # |β·s| below it: the soft mask is still between 0.018 and 0.982
 
@@ -125,39 +126,10 @@ class Attachment:
         self._final_scores: dict[str, Tensor] = {}
         self._warns, self._dead = warns, set[str]()  # the latter: of which it did
         self._detached = False
-        self._state: HardState | SoftState
-        if found.sparse:
-            generator = torch.Generator().manual_seed(seed)
-            begun, masks = begin_sparse(found, optimizer, method, generator, self._ranks)
-            self.parameters = begun.found
-            check_parameters(self.parameters, optimizer, _live, sparse=begun.layers)
-            self._ranks.hold_alike(self.parameters, masks)
-            if begun.moves:
-                generator.manual_seed(moving_seed(seed))
-            begun.prepare(self._moment())
-            self._state, begin = begun, partial(begun.hold, masks)
-        elif isinstance(method, SoftMethod):
-            check_parameters(self.parameters, optimizer, _live)
-            method.temperature(self._moment())  # so that what is missing for it comes to light before anything changes
-            generator = torch.Generator(next(iter(self.parameters.values())).device).manual_seed(seed)
-            self._ranks.hold_alike(self.parameters, {})
-            self._state = SoftState(self.parameters, optimizer, method, generator)
-            begin = partial(self._state.write, self._moment())
-        else:
-            generator = torch.Generator().manual_seed(seed)
-            held = method.start(self.parameters, generator=generator)
-            self.parameters = {name: self.parameters[name] for name in held}
-            check_parameters(self.parameters, optimizer, _live)
-            self._ranks.hold_alike(self.parameters, held)
-            if isinstance(method, DynamicMethod):
-                generator.manual_seed(moving_seed(seed))
-                self._state = DynamicState(self.parameters, optimizer, method, generator)
-                self._state.prepare(self._moment())
-            else:
-                self._state = HardState(self.parameters, optimizer)
-            begin = partial(self._state.hold, held)
+        begun = begin(found, optimizer, method, self._moment(), seed=seed, ranks=self._ranks, live=_live)
+        self.parameters, self._state = begun.parameters, begun.state
         self._gradients = Gradients(self.parameters, self._ranks)
-        begin() if state is None else self.load_state_dict(state)
+        begun.write() if state is None else self.load_state_dict(state)
         self._ranks.reshard()
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -389,19 +361,7 @@ class Attachment:
                 sharded like the parameters, as those of ``model.state_dict()``, for ``torch.distributed.checkpoint``.
         """
         state: dict[str, Any] = {"method": describe(self.method), "step": self.step, "steps": self.steps}
-        if isinstance(self._state, SoftState):
-            return state | {"soft": self._state.state_dict(full=full)}
-        if isinstance(self._state, SparseState):
-            return state | self._state.state_dict()
-        shapes = {name: list(parameter.shape) for name, parameter in self.parameters.items()}
-        masks, scores = dict(self._state.masks), self.scores
-        if full:
-            masks, scores = ({name: whole(entry) for name, entry in part.items()} for part in (masks, scores))
-        masks = {name: mask if is_sharded(mask) else pack(mask) for name, mask in masks.items()}
-        state["hard"] = {"masks": masks, "shapes": shapes, "scores": scores}
-        if isinstance(self._state, DynamicState):
-            state["dynamic"] = self._state.state_dict(full=full)
-        return state
+        return state | saved(self._state, self._final_scores, full=full)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`. Load the model's and the optimiser's state too, before or after; that of a
@@ -416,37 +376,14 @@ class Attachment:
         step = check_attachment(state, self.method, self.steps)
         self._unchecked = True
         try:
-            self._load(state, step)
+            moment = replace(self._moment(), step=step)
+            self._state, self._final_scores = restored(state, self._state, self.method, self.parameters, moment)
+            self.step = step
             self._gradients.forget()
             if isinstance(self._state, HardState):
                 self._dead.update(self._state.dead())  # it was said before the state was saved
         finally:
             self._ranks.reshard()
-
-    def _load(self, state: Mapping[str, Any], step: int) -> None:
-        if "soft" in state:
-            if isinstance(self._state, HardState):
-                raise ValueError("the state is from before the mask hardened; load it into a fresh attachment")
-            self._state.check(state["soft"])
-            self.step = step
-            self._state.load_state_dict(state["soft"], self._moment())
-            return
-        if isinstance(self._state, SparseState):
-            self._state.check(state)
-            self.step = step
-            self._state.load_state_dict(state)
-            self._state.prepare(self._moment())
-            return
-        masks, scores = checked_outcome(state["hard"], self.method, self.parameters)
-        if isinstance(self._state, DynamicState):
-            self._state.check(state.get("dynamic"))
-        self.step, self._final_scores = step, scores
-        if isinstance(self._state, SoftState):
-            self._state = HardState(self.parameters, self.optimizer)
-        self._state.hold(masks)
-        if isinstance(self._state, DynamicState):
-            self._state.load_state_dict(state["dynamic"])
-            self._state.prepare(self._moment())
 
     def detach(self) -> None:
         """Leave a plain model with the weights of its ticket; hooks are gone. Calling it again changes nothing.

@@ -15,32 +15,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from tombola.selection import dense_name, sparse_layers, unwrapped
-
-if TYPE_CHECKING:
-    from tombola.sparse.gru import SparseGRU
-    from tombola.sparse.layer import SparseLayer
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_LOOK_UPS = (nn.Embedding, nn.EmbeddingBag)
-
-
-class Use(NamedTuple):
-    """Rows of a module's parameter, and how many times a forward pass multiplies with each weight in them."""
-
-    parameter: str
-    times: int
-    rows: slice = slice(None)
-
-
-_Rule: TypeAlias = Callable[[Any, tuple[Any, ...], dict[str, Any], Any], Iterator[Use]]
+from tombola.uses import LOOK_UPS, Rule, recurrent, rule_of
 
 
 @dataclass(frozen=True)
@@ -117,7 +98,7 @@ def count(model: nn.Module, example: Any, masks: Mapping[str, Tensor] | None = N
     dense: dict[str, int] = {}
     sparse: dict[str, int] = {}
 
-    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, *, rule: _Rule) -> None:
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, *, rule: Rule) -> None:
         for use in rule(module, args, kwargs, output):
             parameter = module.get_parameter(use.parameter)
             name = names[id(parameter)]
@@ -131,10 +112,10 @@ def count(model: nn.Module, example: Any, masks: Mapping[str, Tensor] | None = N
 
     hooks = []
     for module in plain.modules():
-        rule = _rule(module)
-        if rule is None and not isinstance(module, _LOOK_UPS):
+        rule = rule_of(module)
+        if rule is None and not isinstance(module, LOOK_UPS):
             continue
-        covered |= {names[id(parameter)] for parameter in module.parameters(recurse=rule is _recurrent)}
+        covered |= {names[id(parameter)] for parameter in module.parameters(recurse=rule is recurrent)}
         if rule is not None:
             hooks.append(module.register_forward_hook(partial(note, rule=rule), with_kwargs=True))
     try:
@@ -231,81 +212,6 @@ def break_even(dense_training: float, sparse_training: float) -> float:
     if not (dense_training > 0 and sparse_training > 0):
         raise ValueError(f"break_even: both costs must be positive, not {dense_training} and {sparse_training}")
     return dense_training / sparse_training
-
-
-# ---- rules: which weights a module multiplies with, and how often
-
-
-def _rule(module: nn.Module) -> _Rule | None:
-    if isinstance(module, (nn.Linear, *_TRANSPOSED)):
-        return _per_input
-    if isinstance(module, _CONVOLUTIONS):
-        return _per_output
-    if isinstance(module, nn.RNNBase):
-        return _recurrent
-    if isinstance(module, nn.RNNCellBase):
-        return _cell
-    if isinstance(module, nn.MultiheadAttention):
-        return _attention
-    from tombola.sparse.gru import SparseGRU, SparseWeight
-    from tombola.sparse.layer import SparseLayer
-
-    if isinstance(module, SparseGRU):
-        return _recurrent
-    return _per_place if isinstance(module, SparseLayer) and not isinstance(module, SparseWeight) else None
-
-
-def _per_input(module: nn.Linear, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Iterator[Use]:
-    """Linear and transposed convolutions: each weight once for each input position."""
-    x = _first(args, kwargs)
-    channels = module.in_features if isinstance(module, nn.Linear) else module.in_channels
-    yield Use("weight", x.numel() // channels)
-
-
-def _per_output(module: nn.Conv2d, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Iterator[Use]:
-    """Convolutions: each weight once for each output position, whatever groups, stride and dilation."""
-    yield Use("weight", output.numel() // module.out_channels)
-
-
-def _per_place(module: SparseLayer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Iterator[Use]:
-    """Sparse layers: each connection once for each output position."""
-    yield Use("values", output.numel() // max(module.geometry.outputs, 1))
-
-
-def _recurrent(
-    module: nn.RNNBase | SparseGRU, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-) -> Iterator[Use]:
-    """RNN, LSTM, GRU: each weight once for each element of the sequences."""
-    x = _first(args, kwargs)
-    x = x.data if isinstance(x, PackedSequence) else x
-    for name, _ in module.named_parameters():
-        if name.startswith("weight"):
-            yield Use(name, x.numel() // module.input_size)
-
-
-def _cell(module: nn.RNNCellBase, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Iterator[Use]:
-    for name in ("weight_ih", "weight_hh"):
-        yield Use(name, _first(args, kwargs).numel() // module.input_size)
-
-
-def _attention(
-    module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-) -> Iterator[Use]:
-    """The projections of query, key and value, and that of the output (which is no call of its own)."""
-    given = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
-    width = module.embed_dim
-    queries, keys, values = (given[key].numel() // given[key].shape[-1] for key in ("query", "key", "value"))
-    if module.in_proj_weight is not None:
-        for index, times in enumerate((queries, keys, values)):
-            yield Use("in_proj_weight", times, slice(index * width, (index + 1) * width))
-    else:
-        for name, times in (("q_proj_weight", queries), ("k_proj_weight", keys), ("v_proj_weight", values)):
-            yield Use(name, times)
-    yield Use("out_proj.weight", queries)
-
-
-def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return args[0] if args else next(iter(kwargs.values()))
 
 
 @contextmanager

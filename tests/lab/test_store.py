@@ -195,7 +195,7 @@ def test_the_folder_of_another_run(tmp_path: Path) -> None:
 def test_a_damaged_mark_of_being_done(content: bytes, tmp_path: Path) -> None:
     path = filled(tmp_path)
     (path / "done.json").write_bytes(content)
-    with pytest.raises(LabError, match=f"delete {path} to run it again"):
+    with pytest.raises(LabError, match=f"delete {path} and run the same command again"):
         RunFolder(tmp_path, DENSE)
 
 

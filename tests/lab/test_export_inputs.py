@@ -91,15 +91,26 @@ def inputs(path: Path, batch: int) -> Tensor:
     return example(Ticket.load(path).provenance, batch)
 
 
+def own(path: Path) -> str | None:
+    """The model of a ticket, if somebody has to say that its code may run."""
+    name = Ticket.load(path).provenance["model"]
+    return name if ":" in name else None
+
+
+def say(path: Path) -> list[str]:
+    """The same on the command line."""
+    return ["--model", name] if (name := own(path)) else []
+
+
 def wanted(path: Path, x: Tensor) -> Tensor:
     with torch.no_grad():
-        return network(Ticket.load(path))[0](x)
+        return network(Ticket.load(path), own=own(path))[0](x)
 
 
 def export(path: Path, to: str, folder: Path) -> Path:
     written = folder / "written"
     batch = ["--batch", "4"] if to == "sparse" else []
-    assert run(["export", str(path), "--to", to, "-o", str(written), *batch]) == 0
+    assert run(["export", str(path), "--to", to, "-o", str(written), *batch, *say(path)]) == 0
     return written
 
 
@@ -134,9 +145,9 @@ def test_what_is_written_computes_what_the_ticket_does(
     if to == "torch-export":
         net = torch.export.load(written).module()
     elif to == "sparse":
-        net = restored(written)
+        net = restored(written, own=own(path))
     else:
-        net = build(Ticket.load(path).provenance).eval()
+        net = build(Ticket.load(path).provenance, own=own(path)).eval()
         read = torch.load(written, weights_only=True) if to == "state-dict" else safetensors.torch.load_file(written)
         net.load_state_dict(read)
     with torch.no_grad():
@@ -168,7 +179,7 @@ def test_two_of_four(kind: str, tickets: dict[str, Path], tmp_path: Path, capsys
         assert "no weight fits 2:4 (" in said
         assert "a GRU; PyTorch has" in said or "a Conv2d; PyTorch has" in said
         return
-    net = semi_structured.load(export(path, "2:4", tmp_path), build(Ticket.load(path).provenance))
+    net = semi_structured.load(export(path, "2:4", tmp_path), build(Ticket.load(path).provenance, own=own(path)))
     x = inputs(path, 4)
     with torch.no_grad():
         torch.testing.assert_close(net(x).float(), wanted(path, x), rtol=1e-2, atol=1e-2)
@@ -178,7 +189,8 @@ def test_two_of_four(kind: str, tickets: dict[str, Path], tmp_path: Path, capsys
 @kinds
 def test_bench(kind: str, tickets: dict[str, Path], tmp_path: Path) -> None:
     written = export(tickets[kind], "sparse", tmp_path)
-    found = {s.engine: s for s in speeds(written, 3, threads=1, turns=1, bf16=True, tell=lambda text: None)}
+    timed = speeds(written, 3, threads=1, turns=1, bf16=True, tell=lambda text: None, own=own(tickets[kind]))
+    found = {s.engine: s for s in timed}
     for engine in ("tombola", "PyTorch", "PyTorch, channels_last", "ONNX Runtime"):
         assert not found[engine].missing, found[engine]
         assert found[engine].difference < 1e-4
@@ -201,7 +213,7 @@ def test_tickets_that_do_not_say(tickets: dict[str, Path], tmp_path: Path, capsy
     old = silent(tickets["own tokens"], tmp_path)
     for to in ("sparse", "torch-export", "onnx"):
         capsys.readouterr()
-        assert run(["export", str(old), "--to", to, "-o", str(tmp_path / "none")]) == 1
+        assert run(["export", str(old), "--to", to, "-o", str(tmp_path / "none"), *say(old)]) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert f"{old}: its model 'own_tokens:net' does not take inputs of shape" in line
         assert "torch.float32, which is meant where a ticket does not say; train once more" in line

@@ -185,7 +185,7 @@ def executing(
     if config.sparse:
         check_device(device)
     stage = None if place is None else plan(config)[place]
-    with team.folder(out, config, stage=stage, saved=saved) as folder, _disk(folder.root):
+    with _disk(out / config.folder_name), team.folder(out, config, stage=stage, saved=saved) as folder:
 
         def emit(event: Event) -> None:
             on_event(folder.name, event)

@@ -163,15 +163,14 @@ def finish(command: list[str], out: Path, stops: list[Stop]) -> int:
 
 
 @pytest.mark.timeout(900)
-def test_three_moments(tmp_path: Path, noise: str) -> None:
-    command = arguments("cs,imp", "--data", noise, "--no-controls", "--epochs", "30")
+def test_two_moments(tmp_path: Path, noise: str) -> None:
+    command = arguments("cs,imp", "--data", noise, "--no-controls", "--epochs", "20")
     stops: list[Stop] = [
         (inside_a_save(".checkpoint-*.part", 2), kill_all),
         (at_random(random.Random(0).random()), kill_parent),
-        (at_random(random.Random(1).random()), ctrl_c),
     ]
     expected = undisturbed(command, tmp_path / "undisturbed")
-    assert finish(command, tmp_path / "stopped", stops) >= 2
+    assert finish(command, tmp_path / "stopped", stops) >= 1
     found = contents(tmp_path / "stopped")
     assert found.keys() == expected.keys()
     assert [name for name in found if found[name] != expected[name]] == []

@@ -97,6 +97,7 @@ def test_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert folders == [tmp_path / "side by side" / config.folder_name for config in again]
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice, all are killed in the middle of what they do: what comes out is the same, byte by byte."""
     (tmp_path / "own_troubles.py").write_text(OWN)

@@ -141,7 +141,19 @@ def test_what_stays_dense_beside_sparse_layers(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_tickets_of_sparse_layers_are_like_any_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ["--method", "rigl", "--density", "0.1", "--epochs", "1", "--jobs", "1", "--out", str(tmp_path)]
+    asked = [
+        "--method",
+        "rigl",
+        "--density",
+        "0.1",
+        "--epochs",
+        "1",
+        "--jobs",
+        "1",
+        "--no-dense",
+        "--out",
+        str(tmp_path),
+    ]
     assert run(["train", *asked, "--sparse", "-q"]) == 0
     assert run(["train", *asked, "-q"]) == 0  # beside the same under masks
     said = capsys.readouterr().out.replace("\N{NO-BREAK SPACE}", " ")

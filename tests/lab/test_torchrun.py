@@ -209,6 +209,7 @@ TRAIN = ["train", "--method", "rigl", "--data", "own_ranks:load32", "--model", "
 TRAIN += ["--epochs", "2", "--no-dense"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own")
 def test_only_rank_0_prints(tmp_path: Path) -> None:
     status, out, err = done("-m", "tombola", *TRAIN, "--out", str(tmp_path))

@@ -68,6 +68,7 @@ def finished(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.mark.slow
 def test_the_next_process_compiles_nothing(tmp_path: Path) -> None:
     """It reads what the first one kept, and leaves the folder as it is, instead of adding to it for ever."""
 

@@ -236,6 +236,8 @@ def reading(verdicts: dict[tuple[str, float, str], str]) -> list[str]:
         )
     cheap = [str(d) for d in DENSITIES if epochs_of_imp(d) >= 4 * (SEARCH_EPOCHS + EPOCHS)]
     lines.append(f"* At density {', '.join(cheap)} the asked ticket takes at most a quarter of the epochs of IMP.")
+    dear = [f"{d} ({(SEARCH_EPOCHS + EPOCHS) / epochs_of_imp(d):.2f})" for d in DENSITIES if str(d) not in cheap]
+    lines.append(f"* Not so at {', '.join(dear)}, where IMP needs few rounds.")
     return lines
 
 

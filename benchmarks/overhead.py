@@ -7,7 +7,9 @@ that adds to a step at one move in 100 steps.
 
 The variants take turns, in random order, within each repeat; the ratio to dense is the median over repeats of the ratio
 of neighbours, so that a slow moment of the machine hits all of them alike. The dense step is there twice: what the
-second one differs from the first is the error of all ratios. Memory is the peak of a process (or of the CUDA allocator)
+second one differs from the first is the error of all ratios. It may be larger than what a method adds; so on a CPU the
+time inside the method's hooks is measured too, the step of the scores' optimiser included, and its share of a dense
+step. Memory is the peak of a process (or of the CUDA allocator)
 that runs one variant alone.
 """
 
@@ -36,6 +38,7 @@ from tombola.lab import models
 VARIANTS = ("dense", "dense again", "cs", "hard", "authors' way")
 CASES = {"resnet20": 128, "conv6": 60, "wrn_22_2": 128}
 EVERY = 100  # steps from one move of RigL to the next
+HOOKED = 33  # steps in which hooks are timed, the first three to warm up
 AT_ONE_PLACE = 10  # repeats until the variants are made anew, elsewhere in memory
 STEPS = 1_000_000  # enough for any number of repeats; the temperature then hardly moves, which costs the same
 
@@ -65,8 +68,35 @@ def optimizer_of(case: str, parameters: list[nn.Parameter]) -> torch.optim.Optim
     return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True)
 
 
-def training_step(case: str, variant: str, mode: str, device: str) -> Callable[[], None]:
-    """A function that makes one whole training step of ``variant``."""
+class Inside:
+    """Seconds between hooks that are registered before those of a method and such that are registered after them."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.spent, self._begun, self._of = 0.0, 0.0, (model, optimizer)
+        self._register(self._enter)
+
+    def close(self) -> None:
+        """To be called when the method has registered its own."""
+        self._register(self._leave)
+
+    def _register(self, hook: Callable[..., None]) -> None:
+        model, optimizer = self._of
+        optimizer.register_step_pre_hook(hook)
+        optimizer.register_step_post_hook(hook)
+        for parameter in tombola.maskable(model).values():
+            parameter.register_post_accumulate_grad_hook(hook)
+
+    def _enter(self, *ignored: object) -> None:
+        self._begun = time.perf_counter()
+
+    def _leave(self, *ignored: object) -> None:
+        self.spent += time.perf_counter() - self._begun
+
+
+def training_step(
+    case: str, variant: str, mode: str, device: str, inside: list[Inside] | None = None
+) -> Callable[[], None]:
+    """A function that makes one whole training step of ``variant``; ``inside`` gets what measures its hooks."""
     torch.manual_seed(0)
     batch = CASES[case]
     model = BUILD[case]().to(device, memory_format=torch.channels_last)
@@ -82,6 +112,8 @@ def training_step(case: str, variant: str, mode: str, device: str) -> Callable[[
     scores = [mask.score for mask in masks]
     own = [parameter for parameter in model.parameters() if not any(parameter is score for score in scores)]
     optimizers = [optimizer_of(case, group) for group in (own, scores) if group]
+    if inside is not None:
+        inside.append(Inside(model, optimizers[0]))
     if variant == "cs":
         tombola.attach(model, optimizers[0], tombola.ContinuousSparsification(), steps=STEPS)
     elif variant == "hard":
@@ -89,6 +121,8 @@ def training_step(case: str, variant: str, mode: str, device: str) -> Callable[[
         shapes = {name: model.get_parameter(name).shape for name in masked}
         kept = {name: (torch.rand(shape, generator=generator) < 0.1).to(device) for name, shape in shapes.items()}
         tombola.attach(model, optimizers[0], tombola.Fixed(tombola.Masks(kept)), steps=STEPS)
+    if inside is not None:
+        inside[0].close()
     network = torch.compile(model) if mode == "compiled" else model
 
     def step() -> None:
@@ -103,6 +137,17 @@ def training_step(case: str, variant: str, mode: str, device: str) -> Callable[[
             torch.cuda.synchronize()
 
     return step
+
+
+def hooks(case: str, variant: str) -> float:
+    """Median milliseconds that a step spends in the hooks of ``variant``, on a CPU."""
+    inside, spent = list[Inside](), []
+    step = training_step(case, variant, "eager", "cpu", inside)
+    for _ in range(HOOKED):
+        inside[0].spent = 0.0
+        step()
+        spent.append(inside[0].spent)
+    return 1e3 * statistics.median(spent[3:])
 
 
 def peak(case: str, variant: str, device: str) -> float:
@@ -211,8 +256,8 @@ def main() -> None:
     chip = torch.cuda.get_device_name() if given.device != "cpu" else f"{platform.machine()}, {given.threads} threads"
     lines = [f"torch {torch.__version__}, {chip}; {given.repeats} repeats, channels-last, fp32", ""]
     lines += [
-        "| network, batch | mode | variant | ms per step | ratio to dense | peak MiB |",
-        "|---|---|---|---|---|---|",
+        "| network, batch | mode | variant | ms per step | ratio to dense | in hooks, ms | peak MiB |",
+        "|---" * 7 + "|",
     ]
     print("\n".join(lines))
     middle: dict[str, float] = {}
@@ -226,7 +271,11 @@ def main() -> None:
                 median, ratio = statistics.median(times[variant]) * 1e3, statistics.median(ratios)
                 spread = 1.25 * statistics.stdev(ratios) / math.sqrt(len(ratios))  # standard error of a median
                 memory = f"{peaks[variant]:.0f}" if mode == "eager" else ""
-                row = f"| {case}, {batch} | {mode} | {variant} | {median:.1f} | {ratio:.3f} ± {spread:.3f} | {memory} |"
+                own = ""
+                if given.device == "cpu" and mode == "eager" and variant in ("cs", "hard"):
+                    own = f"{(took := hooks(case, variant)):.1f} = {took / 1e3 / statistics.median(times['dense']):.1%}"
+                row = f"| {case}, {batch} | {mode} | {variant} | {median:.1f} | {ratio:.3f} ± {spread:.3f} "
+                row += f"| {own} | {memory} |"
                 print(row, flush=True)
                 lines.append(row)
             middle.setdefault(case, statistics.median(times["dense"]) * 1e3)

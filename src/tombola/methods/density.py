@@ -13,8 +13,8 @@ layer never sinks below 0, and is kept at the end, unless there are more layers 
 There is no state but scores and step, so a resumed run is bitwise the uninterrupted one.
 
 Other ways to the same count, on three networks (``benchmarks/density_controllers.py``), are as good down to d = 0.2 and
-worse at 0.02, in points of accuracy: an offset for each layer by 5, dual ascent on λ by 3, nothing but the choice at the
-end by 3.5, a ceiling that falls to the last step by 2.5; settling after 30 or 50 % of the steps is as good.
+worse at 0.02, in points of accuracy: an offset for each layer by 5, dual ascent on λ by 3, nothing but the choice at
+the end by 3.5, a ceiling that falls to the last step by 2.5; settling after 30 or 50 % of the steps is as good.
 
 Cost: a run is steered 200 to 400 times (or at each step, if it has fewer), by quantiles of 65,536 to 131,071 scores
 drawn evenly (or of all, if there are fewer), and at its end once by all of them. For Conv-6 that is less than 0.1 % of

@@ -5,14 +5,16 @@ It is a generator: it yields each :class:`Step`, and is sent an :class:`Answer`.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias, TypeVar
+from functools import wraps
+from typing import NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 from torch import Tensor
 
 from tombola.lab.runs.compiling import Objective
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -51,6 +53,16 @@ def finish(steps: Steps[T]) -> T:
         return end.value  # type: ignore[no-any-return]
     finally:
         steps.close()
+
+
+def finishing(make: Callable[P, Steps[T]]) -> Callable[P, T]:
+    """The same as a function that trains to the end."""
+
+    @wraps(make)
+    def whole(*arguments: P.args, **options: P.kwargs) -> T:
+        return finish(make(*arguments, **options))
+
+    return whole
 
 
 def after(step: Step, steps: Steps[T]) -> Step:

@@ -16,7 +16,7 @@ from tombola.lab.data import WHOLE, Batch, Dataset, Part, Tokens
 from tombola.lab.errors import LabError
 from tombola.lab.runs.compiling import Objective
 from tombola.lab.runs.mode import Mode
-from tombola.lab.runs.steps import Step, Steps, finish
+from tombola.lab.runs.steps import Step, Steps, finishing
 from tombola.lab.seeds import derive
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -77,7 +77,7 @@ def objective_of(model: nn.Module, *, loss: Loss = cross_entropy, mode: Mode = _
     return ModelObjective(model, loss, mode)
 
 
-def fit(
+def training(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     batches: Callable[[int], Iterable[Batch]],
@@ -91,8 +91,10 @@ def fit(
     average: Callable[[Tensor], Tensor] = lambda losses: losses,
     micro_batch: int | None = None,
     after_epoch: Callable[[Epoch], None] = lambda epoch: None,
-) -> None:
-    """Train ``model`` from epoch ``done`` to ``epochs``.
+    stacked: Callable[[int], None] = lambda members: None,
+) -> Steps[None]:
+    """Train ``model`` from epoch ``done`` to ``epochs``, waiting at each step for its loss and gradients; :func:`fit`
+    does not wait.
 
     What epoch e does depends on ``seed``, e and the state of model and optimiser alone: PyTorch's generators are seeded
     at its beginning (dropout, say, draws from them) and are as before when training ends.
@@ -112,37 +114,10 @@ def fit(
         micro_batch: examples computed at a time: a batch is computed in parts of at most so many, whose gradients are
             added up to those of its mean. Batch norm sees the parts. None: all at once.
         after_epoch: called with what each epoch came to, for measuring and saving.
+        stacked: called in each step that was computed as one with others, with the number of models.
 
     Raises:
         LabError: the training loss is not finite, or an epoch has no batch.
-    """
-    finish(
-        training(
-            model, optimizer, batches, epochs=epochs, done=done, seed=seed, factor=factor, objective=objective,
-            clip=clip, average=average, micro_batch=micro_batch, after_epoch=after_epoch,
-        )
-    )  # fmt: skip
-
-
-def training(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: Callable[[int], Iterable[Batch]],
-    *,
-    epochs: int,
-    done: int = 0,
-    seed: int = 0,
-    factor: Callable[[int], float] = lambda epoch: 1.0,
-    objective: Objective | None = None,
-    clip: float | None = None,
-    average: Callable[[Tensor], Tensor] = lambda losses: losses,
-    micro_batch: int | None = None,
-    after_epoch: Callable[[Epoch], None] = lambda epoch: None,
-    stacked: Callable[[int], None] = lambda members: None,
-) -> Steps[None]:
-    """As :func:`fit`, waiting at each step for its loss and gradients.
-
-    ``stacked`` is called in each step that was computed as one with others, with the number of models.
     """
     objective = objective_of(model) if objective is None else objective
     for group in optimizer.param_groups:
@@ -156,17 +131,15 @@ def training(
             model.train()
             total, steps = torch.zeros((), device=next(model.parameters()).device), 0
             for x, y in batches(epoch):
-                loss = torch.zeros((), device=total.device)
                 for step in _parts(model, objective, x, y, micro_batch or len(x)):
                     value, members = yield step
-                    loss += value
+                    total += value
                 if members > 1:
                     stacked(members)
                 if clip is not None:
                     nn.utils.clip_grad_norm_(model.parameters(), clip)
                 optimizer.step()
                 optimizer.zero_grad()
-                total += loss
                 steps += 1
                 if steps % LOOK == 0:
                     _mean(average(total), steps, epoch)
@@ -174,6 +147,9 @@ def training(
                 raise LabError(f"epoch {epoch + 1} had no batch; is the DataLoader used up, or the data set empty?")
             mean = _mean(average(total), steps, epoch)
             after_epoch(Epoch(number=epoch + 1, steps=steps, train_loss=mean, lr=optimizer.param_groups[0]["lr"]))
+
+
+fit = finishing(training)
 
 
 def _parts(model: nn.Module, objective: Objective, x: Tensor, y: Tensor, size: int) -> Iterator[Step]:

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import tombola
+from tombola import hard
 from tombola.lab import models
 
 VARIANTS = ("dense", "dense again", "cs", "hard", "authors' way")
@@ -40,6 +41,7 @@ CASES = {"resnet20": 128, "conv6": 60, "wrn_22_2": 128}
 EVERY = 100  # steps from one move of RigL to the next
 HOOKED = 33  # steps in which hooks are timed, the first three to warm up
 AT_ONE_PLACE = 10  # repeats until the variants are made anew, elsewhere in memory
+AT_THE_END = hard.at_the_end
 STEPS = 1_000_000  # enough for any number of repeats; the temperature then hardly moves, which costs the same
 
 
@@ -69,11 +71,22 @@ def optimizer_of(case: str, parameters: list[nn.Parameter]) -> torch.optim.Optim
 
 
 class Inside:
-    """Seconds between hooks that are registered before those of a method and such that are registered after them."""
+    """Seconds between hooks that are registered before those of a method and such that are registered after them, and
+    in what the method does at the end of a backward pass."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.spent, self._begun, self._of = 0.0, 0.0, (model, optimizer)
         self._register(self._enter)
+
+        def timed(callback: Callable[[], None]) -> None:
+            def call() -> None:
+                self._enter()
+                callback()
+                self._leave()
+
+            AT_THE_END(call)
+
+        hard.at_the_end = timed
 
     def close(self) -> None:
         """To be called when the method has registered its own."""

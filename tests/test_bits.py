@@ -48,6 +48,25 @@ def test_inf_and_nan_go_too_and_minus_zero_stays() -> None:
     assert torch.signbit(values).tolist() == [False, False, True, False] * 4
 
 
+@given(
+    st.lists(st.integers(1, 300), min_size=1, max_size=4), st.sampled_from(FORMATS), st.integers(0, 2**20), st.data()
+)
+def test_tells_which_are_finite_where_they_are_kept(
+    sizes: list[int], dtype: torch.dtype, seed: int, data: st.DataObject
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    layers, expected = [], []
+    for size in sizes:
+        mask, values = torch.rand(size, generator=draw) < 0.5, torch.randn(size, generator=draw).to(dtype)
+        values *= torch.finfo(dtype).max / 8  # the largest numbers are finite
+        for place in data.draw(st.lists(st.integers(0, size - 1), max_size=2)):
+            values[place] = data.draw(st.sampled_from([torch.inf, -torch.inf, torch.nan]))
+        layers.append((values, PackedMask(mask, values)))
+        if bool(values[mask].isfinite().all()):
+            expected.append(values)
+    assert [id(seen) for seen in bits.clear(layers)] == [id(values) for values in expected]
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.int64], ids=str)
 @pytest.mark.parametrize("size", [1, 7, 8, 100, 128, 1000])
 @pytest.mark.parametrize("worth", [2**16, 8, 1])
@@ -59,7 +78,7 @@ def test_every_device_does_the_same(dtype: torch.dtype, size: int, worth: int, m
     values = torch.randint(-100, 100, (size,), dtype=dtype, generator=draw)
     packed = torch.randint(256, (-(-size // 8),), dtype=torch.uint8, generator=draw)
     here, there = values.clone(), values.clone()
-    bits._clear(here, packed)
+    bits._sweep(dtype, [(here, packed)])
     and_unpacked(there, packed, chunk=16)
     assert torch.equal(here, there)
     kept = [bool(int(packed[place // 8]) >> place % 8 & 1) for place in range(size)]
@@ -97,5 +116,5 @@ def test_where_nothing_can_be_kept_on_disk(error: Exception, monkeypatch: pytest
     values, packed = torch.ones(9), torch.tensor([1, 1], dtype=torch.uint8)
     compiled._tell.cache_clear()
     with pytest.warns(RuntimeWarning, match="compiled code cannot be kept on disk"):
-        bits._clear(values, packed)
+        bits._sweep(values.dtype, [(values, packed)])
     assert values.tolist() == [1, 0, 0, 0, 0, 0, 0, 0, 1]

@@ -62,6 +62,20 @@ def test_effective_weights(count: int, cuts: list[int], curve: Sigmoid, seed: in
     torch.testing.assert_close(torch.cat(parts[2]).double(), expected, rtol=1e-5, atol=1e-37)
 
 
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("place", [0, 15, 16, 69, 20_000, 39_999])
+def test_a_gradient_that_is_not_finite_is_told(value: float, place: int) -> None:
+    """Also where the mask is 0; other numbers that are not finite are none of its business."""
+    layers = []
+    for count, seed in ((70, 0), (40_000, 1), (40_000, 2), (0, 3)):
+        grad, weight, score = drawn(count, seed)
+        layers.append((grad * 1e37, weight, score.fill_(-math.inf), torch.empty(count)))
+    layers[2][1][place] = value
+    assert sigmoid.pull_back(layers, Sigmoid(1.0)) == [True] * 4
+    layers[1][0][place] = value
+    assert sigmoid.pull_back(layers, Sigmoid(1.0)) == [True, False, True, True]
+
+
 def test_every_size_of_a_score() -> None:
     """To two units in the last place; 0 and 1 at infinity; NaN stays."""
     score = torch.cat([torch.linspace(-86, 120, 100_001), torch.tensor([math.inf, -math.inf, math.nan, -0.0])])

@@ -294,7 +294,8 @@ class Attachment:
             if (model := self._model()) is not None:
                 check_membership(self.parameters, model)
             self._ranks.stand_alike(self.step, self._state)
-        self._gradients.check(self.step, look=self._must_look())
+        vouched_for = self._state.vouched_for(self._moment())
+        self._gradients.check(self.step, look=self._must_look(), vouched_for=vouched_for)
         if isinstance(self._state, (SoftState, DynamicState)):
             self._state.before_step(self._moment())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -11,7 +12,13 @@ from torch import Tensor, nn
 from tombola.compiled import available
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_WORTH = 2**16  # weights that are worth another thread
+_EXPONENTS = {  # the bits that all are 1 in infinity and NaN; other types are never seen to be finite
+    torch.float16: 0x7C00,
+    torch.bfloat16: 0x7F80,
+    torch.float32: 0x7F800000,
+    torch.float64: 0x7FF0000000000000,
+}
+_WORTH = 2**15  # weights that are worth another thread
 _CHUNK = 2**25  # weights that are unpacked at a time on an accelerator
 _PLAIN = (Tensor, nn.Parameter)
 
@@ -35,21 +42,46 @@ class PackedMask:
         return bits.as_strided(self.shape, self.stride) if self.stride else bits.view(self.shape)
 
     def clear(self, tensor: Tensor) -> None:
-        """Zero ``tensor``, of the parameter's shape, where the weight is dropped, also if it is inf or NaN there.
+        """Zero ``tensor``, of the parameter's shape, where the weight is dropped, also if it is inf or NaN there."""
+        clear([(tensor, self)])
 
-        A bitwise *and* with all bits or none does that in a fraction of the time of ``masked_fill_``.
+    def address(self, tensor: Tensor) -> int:
+        """That of ``tensor``, if the compiled loop can clear it: it has all that the parameter had; else 0."""
+        usual = tensor.shape == self.shape and type(tensor) in _PLAIN and tensor.is_cpu
+        return tensor.data_ptr() if usual and tensor.stride() == self._usual else 0
+
+    def clear_anywhere(self, tensor: Tensor) -> None:
+        """The same as :meth:`clear` in PyTorch's operations.
+
+        A bitwise *and* with all bits or none does it in a fraction of the time of ``masked_fill_``.
         """
         if tensor.shape != self.shape or tensor.device != self.bytes.device:
             before = f"{tuple(self.shape)} on {self.bytes.device}"
             now = f"{tuple(tensor.shape)} on {tensor.device}"
             raise RuntimeError(f"a masked weight, {before}, is {now}; detach() before the model is moved or changed")
-        if type(tensor) in _PLAIN and tensor.is_cpu and tensor.stride() == self._usual and tensor.data_ptr():
-            _clear(tensor, self.bytes)
-        elif self.stride is not None and dense_stride(tensor) == self.stride:
+        if self.stride is not None and dense_stride(tensor) == self.stride:
             values = _flat(tensor)
             and_unpacked(values.view(_INTEGERS[values.element_size()]), self.bytes)
         else:
             tensor.masked_fill_(~self.mask(), 0)
+
+
+def clear(layers: Iterable[tuple[Tensor, PackedMask]]) -> list[Tensor]:
+    """Zero each tensor under its mask as :meth:`PackedMask.clear` does; those on the CPU in one sweep.
+
+    Returns:
+        those that are seen to be finite in the sweep, as far as they are kept.
+
+    Raises:
+        RuntimeError: a tensor has another shape, or is on another device, than the masked parameter.
+    """
+    swift: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
+    for tensor, packed in layers:
+        if packed.address(tensor):
+            swift.setdefault(tensor.dtype, []).append((tensor, packed.bytes))
+        else:
+            packed.clear_anywhere(tensor)
+    return [tensor for dtype, together in swift.items() for tensor in _sweep(dtype, together)]
 
 
 def and_unpacked(values: Tensor, packed: Tensor, *, chunk: int = _CHUNK) -> None:
@@ -79,22 +111,23 @@ def _unpacking(dtype: torch.dtype, device: torch.device) -> Tensor:
     return (byte >> torch.arange(8, device=device) & 1).to(dtype).neg_()
 
 
-def _clear(tensor: Tensor, packed: Tensor) -> None:
-    """The same as compiled code.
+def _sweep(dtype: torch.dtype, layers: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Clear tensors of one type under bits, by compiled code: those that are seen to be finite."""
+    from tombola.sparse.threads import (  # imports Numba, which takes a while: not before there is a mask
+        parts,
+        run_table,
+    )
 
-    It is called in the midst of a backward pass, whose arrays have pushed all else out of the caches: the fewer calls
-    of Python and PyTorch lead to it, the better.
-    """
-    from tombola.sparse.threads import run  # imports Numba, which takes a while: not before there is a mask
-
-    size = tensor.numel()
-    chunks = max(1, min(2 * torch.get_num_threads(), size // _WORTH))
-    each = -(-packed.numel() // chunks)
-    run(_kernel(tensor.dtype), [0, -(-packed.numel() // each), tensor.data_ptr(), packed.data_ptr(), size, each])
+    size, at = dtype.itemsize, [(values.data_ptr(), packed.data_ptr()) for values, packed in layers]
+    cut = list(parts([values.numel() for values, _ in layers], least=_WORTH))
+    table = [[count, at[which][0] + begin * size, at[which][1] + begin // 8, 0] for which, begin, count in cut]
+    found = run_table(_kernel(dtype), table)[:, 3] if table else ()
+    endless = {which for (which, *_), is_endless in zip(cut, found, strict=True) if is_endless}
+    return [values for which, (values, _) in enumerate(layers) if which not in endless]
 
 
 @cache
 def _kernel(dtype: torch.dtype) -> Any:
     from tombola.sparse import clearing  # imports Numba
 
-    return clearing.kernel(8 * dtype.itemsize)
+    return clearing.kernel(8 * dtype.itemsize, _EXPONENTS.get(dtype, 0))

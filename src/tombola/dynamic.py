@@ -43,7 +43,7 @@ class DynamicState(HardState):
     def prepare(self, moment: Moment) -> None:
         """Get ready for the backward passes that follow ``moment``."""
         self._plan = self.method.plan(moment)
-        self.gate.dense = self._plan.gradient
+        self.backward.dense = self._plan.gradient
 
     @property
     def turns(self) -> bool:

@@ -7,7 +7,7 @@ each step notes its largest gradient, on the device, and what was noted is read 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import torch
 from torch import Tensor
@@ -21,6 +21,16 @@ LOOK = 100
 """Steps from one reading of what was noted to the next."""
 _WHY = "so the loss went to NaN or infinity"
 _MEND = "Lower the learning rate, clip gradients or use a GradScaler"
+
+
+def gradient_of(name: str) -> str:
+    """What the gradient of this parameter is called in messages."""
+    return f"the gradient of {name!r}"
+
+
+def not_finite(gradient: str, step: int) -> FloatingPointError:
+    """The error that says so, before ``step`` has changed a weight."""
+    return FloatingPointError(f"{gradient} is not finite at step {step}, {_WHY}; no weight has changed. {_MEND}")
 
 
 def is_near(tensor: Tensor) -> bool:
@@ -38,15 +48,17 @@ class Gradients:
         self._since = 0  # the first of these steps
 
     @torch.no_grad()
-    def check(self, step: int, *, look: bool) -> None:
-        """Check the gradients that ``step`` is about to take; with ``look`` also those noted before.
+    def check(self, step: int, *, look: bool, vouched_for: Container[str] = ()) -> None:
+        """Check the gradients that ``step`` is about to take, but for those that somebody vouches for; with ``look``
+        also those noted before.
 
         Raises:
             TypeError: one is sparse.
             FloatingPointError: one is not finite, on whichever rank; nothing has changed, or, on an accelerator, the
                 message says since when.
         """
-        gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
+        every = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
+        gradients = {name: grad for name, grad in every.items() if name not in vouched_for}
         for name, grad in gradients.items():
             if grad.is_sparse:
                 raise TypeError(
@@ -54,7 +66,7 @@ class Gradients:
                 )
         looked_at = {name: grad for name, grad in gradients.items() if look or is_near(grad)}
         earlier = self.overdue(step) if look else ""
-        broken = next((f"the gradient of {name!r}" for name, grad in looked_at.items() if not _finite(grad)), "")
+        broken = next((gradient_of(name) for name, grad in looked_at.items() if not _finite(grad)), "")
         # a rank that stopped alone would leave the others waiting for it
         if any(map(is_sharded, looked_at.values())):
             if self._ranks.any(bool(broken)):
@@ -64,7 +76,7 @@ class Gradients:
         if earlier:
             raise FloatingPointError(earlier)
         if broken:
-            raise FloatingPointError(f"{broken} is not finite at step {step}, {_WHY}; nothing was changed. {_MEND}")
+            raise not_finite(broken, step)
         self._note(step, [local(grad) for name, grad in gradients.items() if name not in looked_at])
 
     def _note(self, step: int, gradients: list[Tensor]) -> None:

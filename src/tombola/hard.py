@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -13,21 +12,22 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from tombola.bits import PackedMask
+from tombola.bits import PackedMask, clear
 from tombola.masks import Masks
+from tombola.methods.protocol import Moment
 from tombola.sharded import is_sharded, like, local, placed, total
 
 
 class HardState:
-    """Masks on parameters: gradients are masked as they accumulate, dropped weights are zeroed after each step.
+    """Masks on parameters: gradients are masked in each backward pass, dropped weights are zeroed after each step.
 
-    A mask takes one bit a weight. ``gate.dense`` lets gradients accumulate unmasked.
+    A mask takes one bit a weight. ``backward.dense`` lets gradients through unmasked.
     """
 
     def __init__(self, parameters: Mapping[str, Parameter], optimizer: Optimizer) -> None:
         self.parameters = parameters
         self.optimizer = optimizer
-        self.gate = SimpleNamespace(dense=False)
+        self.backward = BackwardPass()
         self._packed: dict[str, PackedMask] = {}
         self._counts: dict[str, tuple[int, int]] = {}
         self._hooks: list[RemovableHandle] = []
@@ -71,25 +71,30 @@ class HardState:
             for entry in (parameter, parameter.grad, *self.optimizer.state.get(parameter, {}).values()):
                 if isinstance(entry, Tensor) and entry.shape == parameter.shape:
                     packed.clear(local(entry))
-            hook = partial(_mask_gradient, packed=packed, gate=self.gate)
+            hook = partial(self.backward.accumulated, packed=packed)
             self._hooks.append(parameter.register_post_accumulate_grad_hook(hook))
+
+    def vouched_for(self, moment: Moment) -> set[str]:
+        """Names of the parameters whose gradients need no look at ``moment``: they got it when they were masked."""
+        gradients = {name: self.parameters[name].grad for name in self._packed}
+        return {name for name, grad in gradients.items() if grad is not None and self.backward.is_finite(grad)}
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
         """Mask gradients that were let through."""
-        for name, packed in self._packed.items():
-            if (gradient := self.parameters[name].grad) is not None:
-                packed.clear(local(gradient))
+        found = [(self.parameters[name].grad, packed) for name, packed in self._packed.items()]
+        clear((local(gradient), packed) for gradient, packed in found if gradient is not None)
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Zero the dropped weights again: weight decay, momentum or a foreign optimiser may have moved them."""
-        for name, packed in self._packed.items():
-            packed.clear(local(self.parameters[name]))
+        clear((local(self.parameters[name]), packed) for name, packed in self._packed.items())
+        self.backward.forget()
 
     def release(self) -> None:
         """Remove the hooks; the weights stay as they are."""
         _remove(self._hooks)
+        self.backward.forget()
 
     def leave(self) -> None:
         """The same, for good."""
@@ -106,9 +111,56 @@ def _remove(hooks: list[RemovableHandle]) -> None:
         hooks.pop().remove()
 
 
-@torch.no_grad()
-def _mask_gradient(parameter: Tensor, *, packed: PackedMask, gate: SimpleNamespace) -> None:
-    # inf and NaN at a dropped weight become 0 as well, so that an overflow there cannot reach anything
-    # a sparse one is refused at the step, by name
-    if not gate.dense and parameter.grad is not None and not parameter.grad.is_sparse:
-        packed.clear(local(parameter.grad))
+class BackwardPass:
+    """The gradients that accumulate in a backward pass, masked together when it is over.
+
+    To mask each as it comes would take several times as long: the pass's own arrays have pushed all else out of the
+    caches by then, the code that masks as well.
+
+    Attributes:
+        dense: let them through unmasked.
+    """
+
+    def __init__(self) -> None:
+        self.dense = False
+        self._number = _OUTSIDE  # PyTorch's, of the pass that will call at its end
+        self._accumulated = list[tuple[Parameter, PackedMask]]()
+        self._finite: dict[int, tuple[weakref.ref[Tensor], int]] = {}  # by id, with the version that was seen
+
+    def accumulated(self, parameter: Parameter, *, packed: PackedMask) -> None:
+        """``parameter.grad`` is there, to be masked by ``packed``."""
+        self._accumulated.append((parameter, packed))
+        number = torch._C._current_graph_task_id()
+        if number == _OUTSIDE or is_sharded(parameter):  # whose gradients may be on their way at the pass's end
+            self._mask()
+        elif number != self._number:  # not that of a pass that has failed, or of one inside this
+            self._number = number
+            # what DistributedDataParallel does at the end comes first
+            at_the_end(partial(at_the_end, self._mask))
+
+    @torch.no_grad()
+    def _mask(self) -> None:
+        gradients = [] if self.dense else [(parameter.grad, packed) for parameter, packed in self._accumulated]
+        self._accumulated.clear()
+        # inf and NaN at a dropped weight become 0 as well, so that an overflow there cannot reach anything
+        # a sparse one is refused at the step, by name
+        usable = [(local(grad), packed) for grad, packed in gradients if grad is not None and not grad.is_sparse]
+        self._finite |= {id(grad): (weakref.ref(grad), grad._version) for grad in clear(usable)}
+
+    def is_finite(self, gradient: Tensor) -> bool:
+        """Whether ``gradient`` was seen to be finite when it was masked, and has not changed since."""
+        seen, version = self._finite.get(id(gradient), (None, 0))
+        return seen is not None and seen() is gradient and version == gradient._version
+
+    def forget(self) -> None:
+        """Let the gradients that have come so far be."""
+        self._accumulated.clear()
+        self._finite.clear()
+
+
+_OUTSIDE = -1  # of any backward pass
+
+
+def at_the_end(callback: Callable[[], None]) -> None:
+    """Call ``callback`` at the end of the backward pass that is going on, after what was given here before."""
+    torch.autograd.Variable._execution_engine.queue_callback(callback)

@@ -72,7 +72,7 @@ class SparseState(DynamicState):
     def prepare(self, moment: Moment) -> None:
         """Get ready for the backward passes that follow ``moment``."""
         self._plan = self.method.plan(moment) if self.moves else Plan()
-        self.gate.dense = self._plan.gradient
+        self.backward.dense = self._plan.gradient
         if self._plan.gradient and not self._warned:
             self._warned = True
             warnings.warn(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,7 +41,7 @@ def alike(*tensors: Tensor) -> bool:
     return all(t.is_cpu and t.dtype is torch.float32 and t.stride() == stride and t.data_ptr() for t in tensors)
 
 
-def pull_back(layers: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]], mask: Sigmoid) -> None:
+def pull_back(layers: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]], mask: Sigmoid) -> list[bool]:
     """Gradients of w and s from that of w·m, by the chain rule.
 
     Args:
@@ -48,8 +49,12 @@ def pull_back(layers: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]], mask: Sig
             weight, g·m; weight and score; and what becomes the gradient by the score, (g·w + λ)·∂m/∂s with
             ∂m/∂s = β·m·(1 − m/c).
         mask: m as a function of s.
+
+    Returns:
+        of each layer whether the gradient of its effective weight is finite.
     """
-    _sweep("pull_back", layers, mask)
+    endless = {which for which, found in _sweep("pull_back", layers, mask) if found}
+    return [which not in endless for which in range(len(layers))]
 
 
 def apply(layers: Sequence[tuple[Tensor, Tensor, Tensor]], mask: Sigmoid) -> None:
@@ -57,21 +62,20 @@ def apply(layers: Sequence[tuple[Tensor, Tensor, Tensor]], mask: Sigmoid) -> Non
     _sweep("apply", layers, mask)
 
 
-def _sweep(name: str, layers: Sequence[Sequence[Tensor]], mask: Sigmoid) -> None:
-    share = sum(layer[0].numel() for layer in layers) // (4 * torch.get_num_threads())
-    most = max(_LEAST, -(-share // 16) * 16)  # vectors keep to lines of the cache
-    table = list[list[int]]()
-    for layer in layers:
-        count, addresses = layer[0].numel(), [tensor.data_ptr() for tensor in layer]
-        table += ([min(most, count - at), *(address + 4 * at for address in addresses)] for at in range(0, count, most))
-        for tensor in layer:
-            torch.autograd.graph.increment_version(tensor)  # a graph that still needs the old numbers is told
-    if table:
-        from tombola.sparse.threads import run  # imports Numba: not before there is a score
+def _sweep(name: str, layers: Sequence[Sequence[Tensor]], mask: Sigmoid) -> list[tuple[int, int]]:
+    """Run a loop over all layers: which layer each part is of, and the last field of its line afterwards."""
+    if not layers:
+        return []
+    from tombola.sparse.threads import parts, run_table  # imports Numba: not before there is a score
 
-        numbers = np.array([mask.beta, mask.scale, mask.beta * mask.scale * mask.price], np.float32).view(np.int32)
-        chunks = np.array(table, np.int64)
-        run(_kernel(name), [0, len(table), chunks.ctypes.data, *numbers.tolist()])
+    at = [[tensor.data_ptr() for tensor in layer] for layer in layers]
+    cut = list(parts([layer[0].numel() for layer in layers], least=_LEAST))
+    table = [[count, *(address + 4 * begin for address in at[which]), 0] for which, begin, count in cut]
+    numbers = np.array([mask.beta, mask.scale, mask.beta * mask.scale * mask.price], np.float32).view(np.int32)
+    found = run_table(_kernel(name), table, *numbers.tolist())
+    for tensor in chain(*layers):
+        torch.autograd.graph.increment_version(tensor)  # a graph that still needs the old numbers is told
+    return [(which, line[-1]) for (which, *_), line in zip(cut, found.tolist(), strict=True)]
 
 
 @cache

@@ -15,6 +15,7 @@ from torch.nn import Parameter
 from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
 from tombola import sigmoid
+from tombola.gradients import gradient_of, not_finite
 from tombola.masks import Masks
 from tombola.methods.protocol import Moment, SoftMethod
 from tombola.scaling import undo_loss_scale
@@ -75,6 +76,7 @@ class SoftState:
         plain = all(type(parameter.data) is Tensor for parameter in parameters.values())
         self._lends = plain and type(optimizer) in _MEMORYLESS
         self._drawn_from = generator.get_state()
+        self._looked_at = set[str]()
         # working memory for one layer at a time: allocating it anew in each step costs more than the arithmetic
         self._scratch: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
@@ -88,20 +90,34 @@ class SoftState:
         """Parameter name -> raw weight, no copy."""
         return {slot.name: slot.weight for slot in self.slots}
 
+    def vouched_for(self, moment: Moment) -> set[str]:
+        """Names of the parameters whose gradients :meth:`before_step` itself will look at, in the sweep over them."""
+        curve = self.method.sigmoid(moment)
+        self._looked_at = {slot.name for slot in self.slots if curve and slot.swift and _is_plain(slot)}
+        return self._looked_at
+
     @torch.no_grad()
     def before_step(self, moment: Moment) -> None:
-        """Gradients of the effective weights become those of w and s; the parameters hold w for the optimiser."""
+        """Gradients of the effective weights become those of w and s; the parameters hold w for the optimiser.
+
+        Raises:
+            FloatingPointError: one of those that it looks at is not finite. No weight has changed.
+        """
         undo_loss_scale(self.optimizer)
-        curve, together = self.method.sigmoid(moment), []
+        curve, together = self.method.sigmoid(moment), list[Slot]()
+        gradients = {slot.name: _gradient(slot) for slot in self.slots}
         for slot in self.slots:
-            grad, weight, score = slot.parameter.grad, local(slot.weight), local(slot.score)
-            towards = torch.zeros_like(weight) if grad is None else local(grad)
-            if curve and slot.swift and sigmoid.alike(weight, towards):
-                together.append((towards, weight, score, slot.mask))
+            towards = gradients[slot.name]
+            if slot.name in self._looked_at or (curve and slot.swift and sigmoid.alike(local(slot.weight), towards)):
+                together.append(slot)
             else:
                 self._pull_back(slot, towards, moment, curve)
         if curve:
-            sigmoid.pull_back(together, curve)
+            layers = [(gradients[s.name], local(s.weight), local(s.score), s.mask) for s in together]
+            is_finite = sigmoid.pull_back(layers, curve)
+            for slot, fine in zip(together, is_finite, strict=True):
+                if not fine and slot.name in self._looked_at:
+                    raise not_finite(gradient_of(slot.name), moment.step)
         for slot in self.slots:
             slot.score.grad = like(slot.mask, slot.score)
             if not self.method.train_weights:
@@ -240,6 +256,18 @@ class SoftState:
         self.score_optimizer.load_state_dict(saved)
         self.generator.set_state(state["generator"].cpu())
         self.write(moment)
+
+
+def _gradient(slot: Slot) -> Tensor:
+    """What this rank has of the gradient of the effective weight."""
+    grad = slot.parameter.grad
+    return torch.zeros_like(local(slot.weight)) if grad is None else local(grad)
+
+
+def _is_plain(slot: Slot) -> bool:
+    """Whether its gradient is all here, in the memory order of the weight."""
+    grad = slot.parameter.grad
+    return grad is not None and not is_sharded(grad) and not grad.is_sparse and sigmoid.alike(slot.weight, grad)
 
 
 def _slot(name: str, parameter: Parameter, method: SoftMethod) -> Slot:

@@ -31,9 +31,9 @@ from tombola.sparse.vectors import (
 FIELDS = ("counter", "chunks", "table", "beta", "scale", "price")
 _field: Any = namedtuple("_Field", FIELDS)(*range(len(FIELDS)))  # a plain tuple's names would not be constants
 _SIZE = len(FIELDS)
-CHUNKS = {  # what a line of the table says of a chunk: how many floats of each, and where they begin
-    "pull_back": ("count", "grad", "weight", "score", "out"),
-    "apply": ("count", "weight", "score", "out"),
+CHUNKS = {  # what a line of the table says of a chunk: how many floats of each, and where they begin; and what is told
+    "pull_back": ("count", "grad", "weight", "score", "out", "endless"),  # not 0: a gradient is infinite or NaN
+    "apply": ("count", "weight", "score", "out", "endless"),
 }
 _NAMES = tuple(CHUNKS)
 
@@ -79,7 +79,8 @@ def _emit(context, number, job, chunk):  # type: ignore[no-untyped-def]
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         _, job, chunk = arguments
         whole, here = fields(builder, job, FIELDS), fields(builder, chunk, CHUNKS[name])
-        bases = {field: builder.inttoptr(here[field], BYTE.as_pointer()) for field in CHUNKS[name][1:]}
+        bases = {field: builder.inttoptr(here[field], BYTE.as_pointer()) for field in CHUNKS[name][1:-1]}
+        endless = cgutils.alloca_once_value(builder, _constant(0.0))  # 0 · ∞ and 0 · NaN are NaN, which then stays
         beta, scale, price = (
             splat(builder, builder.bitcast(builder.trunc(whole[field], INT32), FLOAT)) for field in FIELDS[3:]
         )
@@ -97,6 +98,7 @@ def _emit(context, number, job, chunk):  # type: ignore[no-untyped-def]
                 store("out", builder.fmul(weight, mask))
                 return
             grad = load("grad")
+            builder.store(multiply_add(builder, builder.load(endless), grad, _constant(0.0)), endless)
             slope = builder.fmul(soft, builder.fsub(_constant(1.0), soft))
             towards = multiply_add(builder, price, builder.fmul(grad, builder.fmul(beta, scale)), weight)
             store("out", builder.fmul(towards, slope))
@@ -108,6 +110,9 @@ def _emit(context, number, job, chunk):  # type: ignore[no-untyped-def]
         done = builder.mul(vectors, INT64(LANES))
         with builder.if_then(builder.icmp_signed("<", done, here["count"])):
             sweep(Tile(builder, 1, builder.sub(here["count"], done)), done)
+        is_endless = builder.fcmp_unordered("!=", builder.load(endless), _constant(0.0))
+        lanes = builder.zext(builder.bitcast(is_endless, ir.IntType(LANES)), INT64)
+        builder.store(lanes, at(builder, chunk, INT64(len(CHUNKS[name]) - 1), INT64))
         return context.get_dummy_value()
 
     return types.void(number, types.voidptr, types.voidptr), generate

@@ -8,7 +8,7 @@ write where no other does, so that it does not matter which thread takes it.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from threading import Thread
@@ -79,6 +79,30 @@ def run(loop: Any, job: list[int]) -> None:
         loop(at)
         for thread in others:
             thread.join()
+
+
+def run_table(loop: Any, table: list[list[int]], *more: int) -> Any:
+    """:func:`run` with a job whose chunks are the lines of a table: counter, chunks, address of the table, ``more``.
+
+    Returns:
+        the table as an array, which the loop may have written to.
+    """
+    lines = np.array(table, dtype=np.int64)
+    if table:
+        run(loop, [0, len(table), lines.ctypes.data, *more])
+    return lines
+
+
+def parts(sizes: list[int], *, least: int) -> Iterator[tuple[int, int, int]]:
+    """Cut arrays of these sizes up for the threads to share, into parts of at least so many numbers, if there are.
+
+    Yields:
+        of each part which array it is of, where in it it begins (a multiple of 16), and how many numbers it has.
+    """
+    most = -(-max(least, sum(sizes) // (4 * torch.get_num_threads())) // 16) * 16
+    for which, size in enumerate(sizes):
+        for begin in range(0, size, most):
+            yield which, begin, min(most, size - begin)
 
 
 @cache

@@ -25,6 +25,7 @@ from tombola.lab.models import build
 from tombola.lab.report.page import read_summary
 from tombola.lab.runs.compiling import compiled
 from tombola.lab.runs.experiment import execute
+from tombola.lab.runs.how import How
 from tombola.lab.runs.looking import read_metrics
 from tombola.lab.runs.lottery import begin_with
 from tombola.lab.runs.work import Event, Stopped
@@ -366,7 +367,7 @@ def test_an_older_checkpoint_does_as_well(name: str, finished: Callable[[str], P
         left = [False, False, True]
         try:
             path = execute(
-                config, tmp_path, stop=lambda left=left: left.pop(0), checkpoint_share=math.inf, on_event=hear
+                config, tmp_path, How(checkpoint_share=math.inf), stop=lambda left=left: left.pop(0), on_event=hear
             )
         except Stopped:
             newest = max(tmp_path.glob("*/checkpoint-*.pt"))
@@ -395,7 +396,7 @@ def test_how_often_it_saves(share: float, expected: list[int], tmp_path: Path) -
             names = [path.stem for path in tmp_path.glob("*/checkpoint-*.pt")]
             numbers.append(max((int(name.rpartition("-")[2]) for name in names), default=0))
 
-    execute(replace(DENSE, epochs=4), tmp_path, on_event=look, checkpoint_share=share)
+    execute(replace(DENSE, epochs=4), tmp_path, How(checkpoint_share=share), on_event=look)
     assert numbers == expected
 
 
@@ -405,7 +406,7 @@ def test_how_often_it_saves(share: float, expected: list[int], tmp_path: Path) -
 def stopped(config: RunConfig, out: Path, *, after: int) -> Path:
     answers = [False] * (after - 1) + [True]
     with pytest.raises(Stopped):
-        execute(config, out, stop=lambda: answers.pop(0), checkpoint_share=math.inf)
+        execute(config, out, How(checkpoint_share=math.inf), stop=lambda: answers.pop(0))
     return out / config.folder_name
 
 
@@ -511,7 +512,7 @@ def pair(classes): return nn.LSTM(6, classes)
 def test_threads_are_put_back(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     seen: list[int] = []
-    execute(replace(DENSE, method=Dense(), epochs=1), tmp_path, threads=before + 1,
+    execute(replace(DENSE, method=Dense(), epochs=1), tmp_path, How(threads=before + 1),
             on_event=lambda name, event: seen.append(torch.get_num_threads()))  # fmt: skip
     assert set(seen) == {before + 1}
     assert torch.get_num_threads() == before

@@ -35,6 +35,7 @@ from tombola.lab.report.reading import read_run
 from tombola.lab.report.rows import Task
 from tombola.lab.runs.compiling import compiled
 from tombola.lab.runs.experiment import OnEvent, execute
+from tombola.lab.runs.how import How
 from tombola.lab.runs.looking import read_metrics
 from tombola.lab.runs.stages import plan
 from tombola.lab.runs.tasks import Schedule
@@ -380,7 +381,9 @@ def test_options_go_to_the_data_that_take_them(tmp_path: Path) -> None:
     assert (search.transfer.data, search.transfer.augment) == ("folder/pets", True)
     assert search.transfer.inputs == Images(size=8, cutout=2, channels=1)
     alone = runs.configs[-1]
-    path = execute(replace(alone, epochs=1, rounds=1, control_rounds=(1,)), tmp_path / "out", data_dirs=runs.data_dirs)
+    path = execute(
+        replace(alone, epochs=1, rounds=1, control_rounds=(1,)), tmp_path / "out", How(data_dirs=runs.data_dirs)
+    )
     assert {record["data"] for record in results(path).values()} == {"folder/pets"}
 
 

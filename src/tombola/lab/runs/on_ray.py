@@ -21,10 +21,11 @@ from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
 from tombola.lab.runs.allocator import for_children
 from tombola.lab.runs.experiment import OnEvent
+from tombola.lab.runs.how import How
 from tombola.lab.runs.parallel import GRACE_SECONDS, carry_out
 from tombola.lab.runs.parcels import Parcel, needed
 from tombola.lab.runs.ray_task import mailbox, work
-from tombola.lab.runs.tasks import How, Schedule, Task
+from tombola.lab.runs.tasks import Schedule, Task
 
 if TYPE_CHECKING:
     from types import ModuleType

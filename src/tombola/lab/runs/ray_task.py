@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tombola.lab.config import RunConfig
+from tombola.lab.runs.how import How
 from tombola.lab.runs.parcels import Changes, Parcel
-from tombola.lab.runs.tasks import How, Task, attempt
+from tombola.lab.runs.tasks import Task, attempt
 from tombola.lab.runs.work import Event, Stopped
 
 

@@ -12,14 +12,15 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
 from tombola.lab.runs.alike import groups
-from tombola.lab.runs.experiment import CHECKPOINT_SHARE, OnEvent, execute, execute_together
+from tombola.lab.runs.experiment import OnEvent, execute, execute_together
+from tombola.lab.runs.how import How
 from tombola.lab.runs.ledger import spent
 from tombola.lab.runs.stages import plan
 from tombola.lab.runs.store import RunFolder
@@ -42,22 +43,6 @@ class Task:
         object.__setattr__(self, "run", self.config.folder_name)
 
 
-@dataclass(frozen=True, kw_only=True)
-class How:
-    """Where and how a process computes: the arguments of ``execute`` that do not say what.
-
-    together: how many runs it trains at once, at most.
-    """
-
-    device: str = "cpu"
-    threads: int = 1
-    data_dir: Path | None = None
-    data_dirs: Mapping[str, Path] = field(default_factory=dict)
-    workers: int = 0
-    checkpoint_share: float = CHECKPOINT_SHARE
-    together: int = 1
-
-
 def attempt(
     task: Task,
     out: Path,
@@ -75,11 +60,7 @@ def attempt(
     """
     _numba_threads(how.threads)
     try:
-        execute(
-            task.config, out, place=task.place, device=how.device, threads=how.threads, data_dir=how.data_dir,
-            data_dirs=how.data_dirs, workers=how.workers, team=team, on_event=on_event,
-            checkpoint_share=how.checkpoint_share, stop=stop, saved=saved,
-        )  # fmt: skip
+        execute(task.config, out, how, place=task.place, team=team, on_event=on_event, stop=stop, saved=saved)
     except Stopped:
         raise
     except Exception as error:
@@ -114,9 +95,8 @@ def attempt_together(
 
     _numba_threads(how.threads)
     execute_together(
-        [task.config for task in tasks], out, ended=over, device=how.device, threads=how.threads,
-        data_dir=how.data_dir, data_dirs=how.data_dirs, workers=how.workers, on_event=on_event,
-        checkpoint_share=how.checkpoint_share, stop=stop, saved=lambda name: saved(by_name[name]),
+        [task.config for task in tasks], out, how, ended=over, on_event=on_event, stop=stop,
+        saved=lambda name: saved(by_name[name]),
     )  # fmt: skip
 
 

@@ -24,11 +24,11 @@ from tombola.lab.errors import LabError
 from tombola.lab.models import build
 from tombola.lab.report.page import read_summary
 from tombola.lab.runs.compiling import compiled
+from tombola.lab.runs.events import Event, Stopped
 from tombola.lab.runs.experiment import execute
 from tombola.lab.runs.how import How
 from tombola.lab.runs.looking import read_metrics
 from tombola.lab.runs.lottery import begin_with
-from tombola.lab.runs.work import Event, Stopped
 from tombola.lab.seeds import derive
 from tombola.methods.continuous import ContinuousSparsification
 from tombola.methods.magnitude import IMP
@@ -577,7 +577,7 @@ def test_a_stop_costs_nothing_however_it_computes(
         asked.append(options["batch_size"])
         return compiled(*arguments, **options, backend=backend)
 
-    monkeypatch.setattr("tombola.lab.runs.work.compiled", by_backend)
+    monkeypatch.setattr("tombola.lab.runs.trainer.compiled", by_backend)
     config = replace(IN_COLOUR, **setting)
     straight = execute(config, tmp_path / "straight")
     path = stopped(config, tmp_path / "cut", after=1)
@@ -602,7 +602,7 @@ def test_batches_in_parts_are_the_same_training(name: str, tmp_path: Path, monke
         asked.append(options["batch_size"])
         return compiled(*arguments, **options, backend="aot_eager")
 
-    monkeypatch.setattr("tombola.lab.runs.work.compiled", by_backend)
+    monkeypatch.setattr("tombola.lab.runs.trainer.compiled", by_backend)
     config = EVERY_METHOD[name]
     parts = replace(config, micro_batch=48, compile=not config.sparse)  # two of 48 and one of 32
     found, expected = (results(execute(each, tmp_path)) for each in (parts, config))
@@ -618,7 +618,7 @@ def test_each_network_is_compiled_once(tmp_path: Path, monkeypatch: pytest.Monke
         times.append("a graph")
         return graph.forward
 
-    monkeypatch.setattr("tombola.lab.runs.work.compiled", partial(compiled, backend=backend))
+    monkeypatch.setattr("tombola.lab.runs.trainer.compiled", partial(compiled, backend=backend))
     config = replace(IMP_, method=IMP(keep=0.8), rounds=10, epochs=1, compile=True)
     path = execute(config, tmp_path)
     assert len(results(path)) == 10
@@ -634,7 +634,7 @@ def test_what_cannot_be_compiled_is_said_once(tmp_path: Path, monkeypatch: pytes
     def backend(graph: object, inputs: object) -> Any:
         raise RuntimeError("no such instruction")
 
-    monkeypatch.setattr("tombola.lab.runs.work.compiled", partial(compiled, backend=backend))
+    monkeypatch.setattr("tombola.lab.runs.trainer.compiled", partial(compiled, backend=backend))
     config, events = replace(IN_COLOUR, compile=True), list[Event]()
     path = stopped(config, tmp_path, after=2)
     execute(config, tmp_path, on_event=lambda name, event: events.append(event))

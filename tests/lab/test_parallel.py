@@ -15,12 +15,12 @@ from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
 from tombola.lab.report.reading import read_run
 from tombola.lab.runs.allocator import TUNABLES
+from tombola.lab.runs.events import Event, Stopped
 from tombola.lab.runs.experiment import execute
 from tombola.lab.runs.how import How
 from tombola.lab.runs.parallel import run_many
 from tombola.lab.runs.store import RunFolder
 from tombola.lab.runs.tasks import Schedule, Task
-from tombola.lab.runs.work import Event, Stopped
 from tombola.methods.magnitude import IMP
 
 OWN = """

@@ -15,10 +15,10 @@ import tombola
 from tombola.lab.cli.main import run
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
+from tombola.lab.runs.events import Event
 from tombola.lab.runs.experiment import execute
 from tombola.lab.runs.how import How
 from tombola.lab.runs.looking import read_metrics
-from tombola.lab.runs.work import Event
 from tombola.methods.set_ import SET
 from tombola.methods.static import Static
 

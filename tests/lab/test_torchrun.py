@@ -399,7 +399,7 @@ def test_a_rank_that_is_killed(lost: int, undisturbed: list[dict[str, Any]], tmp
         epochs += 1
         return epochs == 20
 
-    from tombola.lab.runs.work import Stopped
+    from tombola.lab.runs.events import Stopped
 
     with pytest.raises(Stopped):
         execute(config, tmp_path, stop=stop)

@@ -34,12 +34,12 @@ from tombola.lab.report.page import read_summary, write_report
 from tombola.lab.report.reading import read_run
 from tombola.lab.report.rows import Task
 from tombola.lab.runs.compiling import compiled
-from tombola.lab.runs.experiment import OnEvent, execute
+from tombola.lab.runs.events import Event, OnEvent, Stopped
+from tombola.lab.runs.experiment import execute
 from tombola.lab.runs.how import How
 from tombola.lab.runs.looking import read_metrics
 from tombola.lab.runs.stages import plan
 from tombola.lab.runs.tasks import Schedule
-from tombola.lab.runs.work import Event, Stopped
 from tombola.lab.seeds import derive
 
 SEARCH = EVERY_METHOD["cs, transfer"]
@@ -325,7 +325,7 @@ def test_what_cannot_be_compiled_is_said_once(tmp_path: Path, monkeypatch: pytes
         size = max(x.numel() for x in inputs if x.dtype == torch.float32 and x.dim() == 4) // SHARED.batch_size
         raise RuntimeError(f"no code for {size}")
 
-    monkeypatch.setattr("tombola.lab.runs.work.compiled", partial(compiled, backend=backend))
+    monkeypatch.setattr("tombola.lab.runs.trainer.compiled", partial(compiled, backend=backend))
     config = replace(SHARED, compile=True, transfer=replace(LARGER, batch_size=SHARED.batch_size))
     straight = execute(config, tmp_path / "straight")
     said = [record.get("text", "").partition("no code for ")[2] for record in read_metrics(straight / "metrics.jsonl")]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import torch
 
@@ -21,6 +21,7 @@ from tombola.lab.config import RunConfig
 from tombola.lab.data import Data, Dataset, Tokens, load
 from tombola.lab.errors import LabError
 from tombola.lab.inputs import Inputs
+from tombola.lab.runs.events import Event, OnEvent, Stopped
 from tombola.lab.runs.how import ON_ONE_CORE, How
 from tombola.lab.runs.stages import plan
 from tombola.lab.runs.steps import Steps, finish
@@ -29,10 +30,8 @@ from tombola.lab.runs.thin import check_device
 from tombola.lab.runs.together import Member, Together, Weigh
 from tombola.lab.runs.transplant import check
 from tombola.lab.runs.weighing import weigh
-from tombola.lab.runs.work import Event, Run, Stopped
+from tombola.lab.runs.work import Run
 from tombola.lab.runs.workshop import Workshop
-
-OnEvent: TypeAlias = Callable[[str, Event], None]
 
 
 class Load(Protocol):
@@ -172,7 +171,7 @@ def executing(
             def tell(text: str) -> None:
                 """What is wrong with the data. What was said when the run began is not said again."""
                 if run is not None:
-                    run.tell(text)
+                    run.notes.tell(text)
                 elif first:
                     folder.record({"kind": "warning", "text": text})
                     emit({"event": "warning", "text": text})

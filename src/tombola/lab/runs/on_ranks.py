@@ -28,7 +28,7 @@ from tombola.lab.data import Batch, Data, Dataset, Loaders, Part, Tokens
 from tombola.lab.errors import LabError
 from tombola.lab.launched import Launched
 from tombola.lab.runs.compiling import Objective
-from tombola.lab.runs.experiment import OnEvent
+from tombola.lab.runs.events import Event, OnEvent, Stopped
 from tombola.lab.runs.how import How
 from tombola.lab.runs.norms import WholeBatches, has_batch_norm
 from tombola.lab.runs.parallel import outcome
@@ -37,7 +37,6 @@ from tombola.lab.runs.stages import Stage
 from tombola.lab.runs.store import RunFolder
 from tombola.lab.runs.tasks import Task, attempt
 from tombola.lab.runs.team import Team
-from tombola.lab.runs.work import Event, Stopped
 from tombola.lab.seeds import derive
 
 FAILED_TOGETHER = timedelta(seconds=10)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
 from tombola.lab.runs.allocator import for_children
-from tombola.lab.runs.experiment import OnEvent
+from tombola.lab.runs.events import OnEvent
 from tombola.lab.runs.how import How
 from tombola.lab.runs.parallel import GRACE_SECONDS, carry_out
 from tombola.lab.runs.parcels import Parcel, needed

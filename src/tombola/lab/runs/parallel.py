@@ -24,10 +24,9 @@ from typing import Protocol
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
 from tombola.lab.runs.allocator import for_children
-from tombola.lab.runs.experiment import OnEvent
+from tombola.lab.runs.events import Event, OnEvent, Stopped
 from tombola.lab.runs.how import ON_ONE_CORE, How
 from tombola.lab.runs.tasks import Schedule, Task, attempt_together
-from tombola.lab.runs.work import Event, Stopped
 
 GRACE_SECONDS = 5.0  # after Ctrl-C, for the epochs at work to end and be saved
 

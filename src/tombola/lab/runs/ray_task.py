@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tombola.lab.config import RunConfig
+from tombola.lab.runs.events import Event, Stopped
 from tombola.lab.runs.how import How
 from tombola.lab.runs.parcels import Changes, Parcel
 from tombola.lab.runs.tasks import Task, attempt
-from tombola.lab.runs.work import Event, Stopped
 
 
 def mailbox() -> type:

@@ -19,13 +19,13 @@ from pathlib import Path
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
 from tombola.lab.runs.alike import groups
-from tombola.lab.runs.experiment import OnEvent, execute, execute_together
+from tombola.lab.runs.events import OnEvent, Stopped
+from tombola.lab.runs.experiment import execute, execute_together
 from tombola.lab.runs.how import How
 from tombola.lab.runs.ledger import spent
 from tombola.lab.runs.stages import plan
 from tombola.lab.runs.store import RunFolder
 from tombola.lab.runs.team import ALONE, Team
-from tombola.lab.runs.work import Stopped
 
 ATTEMPTS = 3
 """Deaths of a task's workers, with no checkpoint between them, after which it is given up."""

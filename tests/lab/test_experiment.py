@@ -18,9 +18,10 @@ from loop import differ
 from torch import nn
 
 import tombola
-from tombola.lab.config import Dense, RunConfig
+from tombola.lab.config import RunConfig
 from tombola.lab.data import digits
 from tombola.lab.errors import LabError
+from tombola.lab.methods import Dense
 from tombola.lab.models import build
 from tombola.lab.report.page import read_summary
 from tombola.lab.runs.compiling import compiled

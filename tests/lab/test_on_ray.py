@@ -29,8 +29,8 @@ from tombola.lab.runs.events import Event
 from tombola.lab.runs.experiment import execute
 from tombola.lab.runs.how import How
 from tombola.lab.runs.on_ray import Resources, run_on_ray
+from tombola.lab.runs.schedule import Schedule
 from tombola.lab.runs.store import RunFolder
-from tombola.lab.runs.tasks import Schedule
 
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'tombola[ray]'")

@@ -19,8 +19,9 @@ from tombola.lab.runs.events import Event, Stopped
 from tombola.lab.runs.experiment import execute
 from tombola.lab.runs.how import How
 from tombola.lab.runs.parallel import run_many
+from tombola.lab.runs.schedule import Schedule
 from tombola.lab.runs.store import RunFolder
-from tombola.lab.runs.tasks import Schedule, Task
+from tombola.lab.runs.tasks import Task
 from tombola.methods.magnitude import IMP
 
 OWN = """

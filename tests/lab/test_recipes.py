@@ -17,14 +17,16 @@ from PIL import Image
 
 from tombola.budgets import uniform
 from tombola.lab import models
+from tombola.lab.cli.commands import cli
 from tombola.lab.cli.computing import Computing
-from tombola.lab.cli.main import cli, run
+from tombola.lab.cli.main import run
 from tombola.lab.cli.recipes import RECIPES as TRAINED
 from tombola.lab.cli.reproducing import _checked
-from tombola.lab.config import Dense, RunConfig
+from tombola.lab.config import RunConfig
 from tombola.lab.data import load
 from tombola.lab.errors import LabError
 from tombola.lab.inputs import Images, Text
+from tombola.lab.methods import Dense
 from tombola.lab.recipes import RECIPES, SCALES, Recipe, Scale, find
 from tombola.lab.recipes.base import stretched
 from tombola.lab.recipes.baselines import arithmetic, schedules

@@ -14,10 +14,11 @@ from loop import same
 from torch import nn
 
 from tombola.lab.cli.main import run
-from tombola.lab.config import Dense, RunConfig
+from tombola.lab.config import RunConfig
 from tombola.lab.data import Data, Tokens, load
 from tombola.lab.errors import LabError
 from tombola.lab.inputs import Images, Text
+from tombola.lab.methods import Dense
 from tombola.lab.models import build
 from tombola.lab.report.page import write_report
 from tombola.lab.runs.experiment import execute

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from configs import CS, DENSE
 
-from tombola.lab.cli.main import cli, run
+from tombola.lab.cli.commands import cli
+from tombola.lab.cli.main import run
 from tombola.lab.cli.values import Listing
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError

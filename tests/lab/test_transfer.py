@@ -17,12 +17,14 @@ from fabricated_runs import beside_published, config, epoch, result, write
 from torch import nn
 
 import tombola
-from tombola.lab.cli.main import cli, run, typed
+from tombola.lab.cli.commands import cli, typed
+from tombola.lab.cli.main import run
 from tombola.lab.cli.running import Runs, print_report, searches
-from tombola.lab.config import Dense, RunConfig
+from tombola.lab.config import RunConfig
 from tombola.lab.data import digits, load
 from tombola.lab.errors import LabError
 from tombola.lab.inputs import Images
+from tombola.lab.methods import Dense
 from tombola.lab.models import build
 from tombola.lab.published import lookup
 from tombola.lab.recipes import SCALES, find
@@ -38,8 +40,8 @@ from tombola.lab.runs.events import Event, OnEvent, Stopped
 from tombola.lab.runs.experiment import execute
 from tombola.lab.runs.how import How
 from tombola.lab.runs.looking import read_metrics
+from tombola.lab.runs.schedule import Schedule
 from tombola.lab.runs.stages import plan
-from tombola.lab.runs.tasks import Schedule
 from tombola.lab.seeds import derive
 
 SEARCH = EVERY_METHOD["cs, transfer"]

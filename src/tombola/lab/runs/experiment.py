@@ -68,7 +68,7 @@ def execute(
         out: folder of run folders.
         how: where and how to compute.
         place: None for the whole run; else only the stage at this place of its ``plan``, for a process that shares
-            them out, holds the run and finishes it (``tombola.lab.runs.tasks``).
+            them out, holds the run and finishes it (``tombola.lab.runs.schedule``).
         team: the processes that train the run together, all of which call this.
         on_event: told how it goes: ``on_event(name of the run's folder, event)``.
         stop: asked after each epoch; True saves and raises ``Stopped``.

@@ -26,7 +26,8 @@ from tombola.lab.errors import LabError
 from tombola.lab.runs.allocator import for_children
 from tombola.lab.runs.events import Event, OnEvent, Stopped
 from tombola.lab.runs.how import ON_ONE_CORE, How
-from tombola.lab.runs.tasks import Schedule, Task, attempt_together
+from tombola.lab.runs.schedule import Schedule
+from tombola.lab.runs.tasks import Task, attempt_together
 
 GRACE_SECONDS = 5.0  # after Ctrl-C, for the epochs at work to end and be saved
 
@@ -42,7 +43,7 @@ def run_many(
     """Execute all runs in ``jobs`` processes, the longest first; those that are finished already are only looked at.
 
     With more than one process the stages of a search are shared out, but for those of runs that one process trains at
-    once (``how.together``): see ``tombola.lab.runs.tasks``.
+    once (``how.together``): see ``tombola.lab.runs.schedule``.
 
     Args:
         configs: the runs; one that is there twice is executed once.

@@ -15,8 +15,8 @@ from torch import nn
 from tombola.attach import Attachment, attach
 from tombola.describe import describe, versions
 from tombola.lab.arithmetic import planned_counts
-from tombola.lab.config import Dense
 from tombola.lab.errors import LabError
+from tombola.lab.methods import Dense
 from tombola.lab.runs.events import Event, Stopped
 from tombola.lab.runs.ledger import Ledger
 from tombola.lab.runs.lottery import begin_with

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
@@ -21,6 +20,7 @@ from tombola.lab.launched import Launched
 from tombola.lab.runs.compiling import Objective
 from tombola.lab.runs.norms import WholeBatches, has_batch_norm
 from tombola.lab.runs.parcels import Parcel, needed
+from tombola.lab.runs.scratch import scratch
 from tombola.lab.runs.stages import Stage
 from tombola.lab.runs.store import RunFolder
 from tombola.lab.runs.tasks import Task
@@ -67,9 +67,9 @@ class Ranked(Team):
             if error:
                 raise LabError(error)
             if folder is None:
-                scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tombola-")))
-                parcel.unpack(scratch / config.folder_name)
-                folder = stack.enter_context(RunFolder(scratch, config))
+                copies = stack.enter_context(scratch())
+                parcel.unpack(copies / config.folder_name)
+                folder = stack.enter_context(RunFolder(copies, config))
             yield folder
 
     # ---- training

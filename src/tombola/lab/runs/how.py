@@ -32,3 +32,4 @@ class How:
 
 
 ON_ONE_CORE = How()
+"""Unless told otherwise: one thread on the CPU."""

@@ -28,7 +28,7 @@ State: TypeAlias = dict[str, Any]
 
 
 class Trainer:
-    """Trains what belongs to the run in ``folder``, whose ``notes`` these are, with ``team``.
+    """Trains the networks of the run in ``folder``, whose ``notes`` these are, with ``team``.
 
     Attributes:
         last: the newest epoch record of the stage.

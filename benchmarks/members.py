@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from side_by_side import Turns, dense_speed, machine, ratio, spread, write
+from side_by_side import Table, Turns, dense_speed, machine, middle, ratio, spread
 from torch import nn
 
 from tombola.lab import models
@@ -58,7 +58,7 @@ def main() -> None:
     turns = Turns(options.repeats)
     settings = f"--repeats {options.repeats} --device {options.device} --threads {options.threads}"
     where = torch.cuda.get_device_name(options.device) if torch.device(options.device).type == "cuda" else "CPU"
-    lines = [
+    table = Table(
         "# Several networks at once in one process",
         "",
         f"`python benchmarks/members.py {settings} --write`: {where}; {machine()}.",
@@ -69,22 +69,17 @@ def main() -> None:
         "",
         "| net, batch | members | one by one, ms | stacked, ms | × | quartiles |",
         "|---|---|---|---|---|---|",
-    ]
-    print("\n".join(lines))
+        turns=turns,
+    )
     for case in options.cases:
         for members in MEMBERS:
             with quiet():
                 times = turns.milliseconds(ways(case, members, options.device))
-            middle = {kind: sorted(values)[len(values) // 2] for kind, values in times.items()}
             gain, quartiles = ratio(times, "one by one", "stacked"), spread(times, "one by one", "stacked")
-            milliseconds = f"{middle['one by one']:.2f} | {middle['stacked']:.2f}"
-            lines.append(f"| {case}, {CASES[case][1]} | {members} | {milliseconds} | {gain:.2f} | {quartiles} |")
-            print(lines[-1], flush=True)
-    lines += ["", f"{turns.said()}."]
-    print(lines[-1])
-    if options.write:
-        name = options.device.replace(":", "")
-        write(Path(__file__).parent / "results" / f"members-{name}.md", "\n".join(lines) + "\n")
+            net, each = f"{case}, {CASES[case][1]}", (middle(times, way) for way in ("one by one", "stacked"))
+            table.row(net, members, *each, f"{gain:.2f}", quartiles)
+    name = options.device.replace(":", "")
+    table.end(Path(__file__).parent / "results" / f"members-{name}.md" if options.write else None)
 
 
 if __name__ == "__main__":

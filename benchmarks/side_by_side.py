@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import statistics
@@ -52,6 +53,39 @@ class Turns:
         return (
             f"{self.again} turns done again because other processes used the machine; {self.disturbed} count although"
         )
+
+
+class Table:
+    """A result file in Markdown that is printed line by line as it comes about.
+
+    Args:
+        head: lines of the title, what was done, and the head of the first table.
+        turns: what times the alternatives.
+    """
+
+    def __init__(self, *head: str, turns: Turns) -> None:
+        self.turns, self._lines = turns, list[str]()
+        self.add(*head)
+
+    def add(self, *lines: str) -> None:
+        """Lines as they are."""
+        self._lines += lines
+        print("\n".join(lines), flush=True)
+
+    def row(self, *cells: object) -> None:
+        """One more row."""
+        self.add(f"| {' | '.join(map(str, cells))} |")
+
+    def end(self, result: Path | None) -> None:
+        """Say what disturbed it, and write it to the file ``result``, unless that is None."""
+        self.add("", f"{self.turns.said()}.")
+        if result is not None:
+            write(result, "\n".join(self._lines) + "\n")
+
+
+def middle(times: Mapping[str, list[float]], name: str) -> str:
+    """Median over turns, in milliseconds."""
+    return f"{sorted(times[name])[len(times[name]) // 2]:.2f}"
 
 
 def ratio(times: Mapping[str, list[float]], slow: str, fast: str) -> float:
@@ -108,6 +142,28 @@ def peak() -> int:
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024
     raise OSError("no VmHWM in /proc/self/status")
+
+
+def memory_of_steps(
+    tiny: Callable[[], Callable[[], object]], make: Callable[[], Callable[[], object]], *, from_dense: bool
+) -> int:
+    """Bytes at the peak of three training steps, above a process that has done one of a tiny net of the same kind.
+
+    Args:
+        tiny: makes the step of the tiny net.
+        make: makes the step that counts.
+        from_dense: whether it makes its net of a dense one that is gone by the first step, and does not count.
+    """
+    tiny()()
+    gc.collect()
+    base = resident()
+    reset_peak()
+    step = make()
+    if from_dense:
+        reset_peak()
+    for _ in range(3):
+        step()
+    return peak() - base
 
 
 def machine() -> str:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from side_by_side import Turns, dense_speed, machine, ratio, spread, write
+from side_by_side import Table, Turns, dense_speed, machine, middle, ratio, spread
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -115,18 +115,16 @@ def best(times: dict[str, list[float]]) -> dict[str, list[float]]:
     return {**times, "float32": [min(pair) for pair in pairs]}
 
 
-def cells(times: dict[str, list[float]], target: float | None) -> str:
+def cells(times: dict[str, list[float]], target: float | None) -> tuple[object, ...]:
     times = best(times)
-    middle = {kind: sorted(values)[len(values) // 2] for kind, values in times.items()}
-    numbers = (
-        f"{middle['sparse']:.2f}",
-        f"{middle['float32']:.2f}",
+    return (
+        middle(times, "sparse"),
+        middle(times, "float32"),
         f"{ratio(times, 'float32', 'sparse'):.2f}",
         spread(times, "float32", "sparse"),
-        "" if target is None else f"{target}",
+        "" if target is None else target,
         f"{ratio(times, 'bfloat16', 'sparse'):.2f}",
     )
-    return " | ".join(numbers)
 
 
 def main() -> None:
@@ -138,7 +136,7 @@ def main() -> None:
     options = parser.parse_args()
     turns = Turns(options.repeats)
     head = "sparse ms | dense ms | × float32 | quartiles | target | × bfloat16 |"
-    lines = [
+    table = Table(
         "# Convolutions, forward and backward: really sparse beside the best dense",
         "",
         f"`python benchmarks/sparse_conv.py --repeats {options.repeats} --write`: {machine()}.",
@@ -148,26 +146,20 @@ def main() -> None:
         "",
         f"| layer, batch 64 | density | {head}",
         "|---|---|---|---|---|---|---|---|",
-    ]
-    print("\n".join(lines))
+        turns=turns,
+    )
     for channels, size in () if options.no_layers else LAYERS:
         for density in DENSITIES:
             times = turns.milliseconds(layer(channels, size, density))
             target = LAYER_TARGETS[density] if channels >= 64 else None
-            lines.append(f"| {channels} channels, {size}×{size} | {density} | {cells(times, target)} |")
-            print(lines[-1], flush=True)
-    lines += ["", f"| training step, batch 64 | density | {head}", "|---|---|---|---|---|---|---|---|"]
-    print("\n".join(lines[-2:]))
+            table.row(f"{channels} channels, {size}×{size}", density, *cells(times, target))
+    table.add("", f"| training step, batch 64 | density | {head}", "|---|---|---|---|---|---|---|---|")
     for name in options.nets:
         for density in DENSITIES:
             times = turns.milliseconds(net(name, density))
             target = NET_TARGETS.get(name, {}).get(density)
-            lines.append(f"| {name} | {density} | {cells(times, target)} |")
-            print(lines[-1], flush=True)
-    lines += ["", f"{turns.said()}."]
-    print(lines[-1])
-    if options.write:
-        write(Path(__file__).parent / "results" / "sparse_conv.md", "\n".join(lines) + "\n")
+            table.row(name, density, *cells(times, target))
+    table.end(Path(__file__).parent / "results" / "sparse_conv.md" if options.write else None)
 
 
 if __name__ == "__main__":

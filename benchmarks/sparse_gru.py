@@ -12,13 +12,13 @@ peak of a process that trains one alternative alone, above what it had with PyTo
 from __future__ import annotations
 
 import argparse
-import gc
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-from side_by_side import Turns, dense_speed, machine, peak, peak_of, ratio, reset_peak, resident, spread, write
+from side_by_side import Table, Turns, dense_speed, machine, memory_of_steps, middle, peak_of, ratio, spread
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -98,17 +98,8 @@ def close(one: Tensor, other: Tensor) -> None:
 
 
 def memory(kind: str, density: float) -> int:
-    """Bytes at the peak of three steps, above a process that has done one of a tiny net of the same kind."""
-    alternative(kind, 0.5, width=0.05)()
-    gc.collect()
-    base = resident()
-    reset_peak()
-    step = alternative(kind, density)
-    if kind == "sparse":  # made from a dense model, which is gone by now
-        reset_peak()
-    for _ in range(3):
-        step()
-    return peak() - base
+    tiny, make = partial(alternative, kind, 0.5, width=0.05), partial(alternative, kind, density)
+    return memory_of_steps(tiny, make, from_dense=kind == "sparse")
 
 
 def main() -> None:
@@ -122,7 +113,7 @@ def main() -> None:
         print(memory(kind, float(density)))
         return
     turns = Turns(options.repeats)
-    lines = [
+    table = Table(
         "# Training a character-level GRU: really sparse beside masked dense",
         "",
         f"`python benchmarks/sparse_gru.py --repeats {options.repeats} --write`: {machine()}.",
@@ -133,8 +124,8 @@ def main() -> None:
         "",
         "| density | step ms | × masked float32 | quartiles | GRU ms | × dense GRU | quartiles | memory × |",
         "|---|---|---|---|---|---|---|---|",
-    ]
-    print("\n".join(lines))
+        turns=turns,
+    )
     kinds = ("sparse", "masked float32")
     for density in DENSITIES:
         steps = {kind: alternative(kind, density) for kind in kinds}
@@ -146,21 +137,17 @@ def main() -> None:
         alone = turns.milliseconds(gru_alone(density))
         script = str(Path(__file__))
         used = {kind: peak_of(script, "--memory", kind, str(density)) for kind in kinds}
-        cells = [
-            f"{sorted(times['sparse'])[len(times['sparse']) // 2]:.2f}",
+        table.row(
+            density,
+            middle(times, "sparse"),
             f"{ratio(times, 'masked float32', 'sparse'):.2f}",
             spread(times, "masked float32", "sparse"),
-            f"{sorted(alone['sparse'])[len(alone['sparse']) // 2]:.2f}",
+            middle(alone, "sparse"),
             f"{ratio(alone, 'dense', 'sparse'):.2f}",
             spread(alone, "dense", "sparse"),
             f"{used['masked float32'] / used['sparse']:.1f} ({used['sparse'] / 1e6:.0f} MB)",
-        ]
-        lines.append(f"| {density} | {' | '.join(cells)} |")
-        print(lines[-1], flush=True)
-    lines += ["", f"{turns.said()}."]
-    print(lines[-1])
-    if options.write:
-        write(Path(__file__).parent / "results" / "sparse_gru.md", "\n".join(lines) + "\n")
+        )
+    table.end(Path(__file__).parent / "results" / "sparse_gru.md" if options.write else None)
 
 
 if __name__ == "__main__":

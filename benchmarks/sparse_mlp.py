@@ -14,11 +14,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import torch
-from side_by_side import Turns, dense_speed, machine, peak, peak_of, ratio, reset_peak, resident, spread, write
+from side_by_side import Table, Turns, dense_speed, machine, memory_of_steps, middle, peak_of, ratio, spread
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -87,20 +88,9 @@ def alternative(kind: str, case: str, density: float) -> Callable[[], Tensor]:
 
 
 def memory(kind: str, case: str, density: float) -> int:
-    """Bytes at the peak of three steps, above a process that has done one of a tiny net of the same kind."""
     SIZES["tiny"] = (8, 16, 16, 10)
-    alternative(kind, "tiny", 0.5)()
-    import gc
-
-    gc.collect()
-    base = resident()
-    reset_peak()
-    step = alternative(kind, case, density)
-    if kind == "sparse":  # made from a dense model, which is gone by now
-        reset_peak()
-    for _ in range(3):
-        step()
-    return peak() - base
+    tiny, make = partial(alternative, kind, "tiny", 0.5), partial(alternative, kind, case, density)
+    return memory_of_steps(tiny, make, from_dense=kind == "sparse")
 
 
 def main() -> None:
@@ -114,7 +104,7 @@ def main() -> None:
         print(memory(kind, case, float(density)))
         return
     turns = Turns(options.repeats)
-    lines = [
+    table = Table(
         "# Training a multilayer perceptron: really sparse beside masked dense",
         "",
         f"`python benchmarks/sparse_mlp.py --repeats {options.repeats} --write`: {machine()}.",
@@ -124,8 +114,8 @@ def main() -> None:
         "",
         "| net | density | sparse ms | × masked float32 | quartiles | target | × masked bfloat16 | memory × | target |",
         "|---|---|---|---|---|---|---|---|---|",
-    ]
-    print("\n".join(lines))
+        turns=turns,
+    )
     for case in SIZES:
         for density in DENSITIES:
             kinds = ("sparse", "masked float32", "masked bfloat16")
@@ -136,22 +126,18 @@ def main() -> None:
             del steps
             script = str(Path(__file__))
             used = {kind: peak_of(script, "--memory", kind, case, str(density)) for kind in kinds[:2]}
-            middle = sorted(times["sparse"])[len(times["sparse"]) // 2]
-            cells = [
-                f"{middle:.2f}",
+            table.row(
+                case,
+                density,
+                middle(times, "sparse"),
                 f"{ratio(times, 'masked float32', 'sparse'):.2f}",
                 spread(times, "masked float32", "sparse"),
-                f"{TARGETS[case].get(density, '')}",
+                TARGETS[case].get(density, ""),
                 f"{ratio(times, 'masked bfloat16', 'sparse'):.2f}",
                 f"{used['masked float32'] / used['sparse']:.1f} ({used['sparse'] / 1e6:.0f} MB)",
-                f"{MEMORY_TARGETS.get(density, '') if case.startswith('784') else ''}",
-            ]
-            lines.append(f"| {case} | {density} | {' | '.join(cells)} |")
-            print(lines[-1], flush=True)
-    lines += ["", f"{turns.said()}."]
-    print(lines[-1])
-    if options.write:
-        write(Path(__file__).parent / "results" / "sparse_mlp.md", "\n".join(lines) + "\n")
+                MEMORY_TARGETS.get(density, "") if case.startswith("784") else "",
+            )
+    table.end(Path(__file__).parent / "results" / "sparse_mlp.md" if options.write else None)
 
 
 if __name__ == "__main__":

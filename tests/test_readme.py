@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import tombola
-from tombola.lab.cli.main import cli
+from tombola.lab.cli.commands import cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

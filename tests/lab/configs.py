@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tombola.lab.config import BUDGETS, Dense, RunConfig
+from tombola.lab.config import RunConfig
+from tombola.lab.methods import BUDGETS, Dense
 from tombola.lab.settings import SGD, Adam, Constant, Cosine
 from tombola.lab.transfer import Transfer
 from tombola.methods.continuous import ContinuousSparsification

@@ -16,9 +16,11 @@ from fabricated_runs import study
 
 import tombola
 from tombola.lab import models
-from tombola.lab.cli.main import cli, run, typed
+from tombola.lab.cli.commands import cli, typed
+from tombola.lab.cli.main import run
 from tombola.lab.cli.running import Runs, searches, trainings
-from tombola.lab.config import BUDGETS, Dense, RunConfig
+from tombola.lab.config import RunConfig
+from tombola.lab.methods import BUDGETS, Dense
 from tombola.lab.settings import SGD, Adam, AdamW, Constant, Drops
 from tombola.lab.study import digits_study
 from tombola.patterns import NM, Block, ConstantFanIn

@@ -16,9 +16,10 @@ from configs import ASKED, CS, DENSE, EVERY_METHOD, IMP_, ISS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tombola.lab.config import BUDGETS, Dense, RunConfig
+from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
 from tombola.lab.inputs import Images, Text
+from tombola.lab.methods import BUDGETS, Dense
 from tombola.lab.runs.store import RunFolder
 from tombola.lab.settings import SGD, Adam, AdamW, Constant, Cosine, Drops, WarmUp
 from tombola.lab.transfer import Transfer

@@ -18,16 +18,18 @@ from loop import differ
 from torch import nn
 
 import tombola
-from tombola.lab.config import Dense, RunConfig
+from tombola.lab.config import RunConfig
 from tombola.lab.data import digits
 from tombola.lab.errors import LabError
+from tombola.lab.methods import Dense
 from tombola.lab.models import build
 from tombola.lab.report.page import read_summary
 from tombola.lab.runs.compiling import compiled
+from tombola.lab.runs.events import Event, Stopped
 from tombola.lab.runs.experiment import execute
+from tombola.lab.runs.how import How
 from tombola.lab.runs.looking import read_metrics
 from tombola.lab.runs.lottery import begin_with
-from tombola.lab.runs.work import Event, Stopped
 from tombola.lab.seeds import derive
 from tombola.methods.continuous import ContinuousSparsification
 from tombola.methods.magnitude import IMP
@@ -366,7 +368,7 @@ def test_an_older_checkpoint_does_as_well(name: str, finished: Callable[[str], P
         left = [False, False, True]
         try:
             path = execute(
-                config, tmp_path, stop=lambda left=left: left.pop(0), checkpoint_share=math.inf, on_event=hear
+                config, tmp_path, How(checkpoint_share=math.inf), stop=lambda left=left: left.pop(0), on_event=hear
             )
         except Stopped:
             newest = max(tmp_path.glob("*/checkpoint-*.pt"))
@@ -395,7 +397,7 @@ def test_how_often_it_saves(share: float, expected: list[int], tmp_path: Path) -
             names = [path.stem for path in tmp_path.glob("*/checkpoint-*.pt")]
             numbers.append(max((int(name.rpartition("-")[2]) for name in names), default=0))
 
-    execute(replace(DENSE, epochs=4), tmp_path, on_event=look, checkpoint_share=share)
+    execute(replace(DENSE, epochs=4), tmp_path, How(checkpoint_share=share), on_event=look)
     assert numbers == expected
 
 
@@ -405,7 +407,7 @@ def test_how_often_it_saves(share: float, expected: list[int], tmp_path: Path) -
 def stopped(config: RunConfig, out: Path, *, after: int) -> Path:
     answers = [False] * (after - 1) + [True]
     with pytest.raises(Stopped):
-        execute(config, out, stop=lambda: answers.pop(0), checkpoint_share=math.inf)
+        execute(config, out, How(checkpoint_share=math.inf), stop=lambda: answers.pop(0))
     return out / config.folder_name
 
 
@@ -511,7 +513,7 @@ def pair(classes): return nn.LSTM(6, classes)
 def test_threads_are_put_back(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     seen: list[int] = []
-    execute(replace(DENSE, method=Dense(), epochs=1), tmp_path, threads=before + 1,
+    execute(replace(DENSE, method=Dense(), epochs=1), tmp_path, How(threads=before + 1),
             on_event=lambda name, event: seen.append(torch.get_num_threads()))  # fmt: skip
     assert set(seen) == {before + 1}
     assert torch.get_num_threads() == before
@@ -576,7 +578,7 @@ def test_a_stop_costs_nothing_however_it_computes(
         asked.append(options["batch_size"])
         return compiled(*arguments, **options, backend=backend)
 
-    monkeypatch.setattr("tombola.lab.runs.work.compiled", by_backend)
+    monkeypatch.setattr("tombola.lab.runs.trainer.compiled", by_backend)
     config = replace(IN_COLOUR, **setting)
     straight = execute(config, tmp_path / "straight")
     path = stopped(config, tmp_path / "cut", after=1)
@@ -601,7 +603,7 @@ def test_batches_in_parts_are_the_same_training(name: str, tmp_path: Path, monke
         asked.append(options["batch_size"])
         return compiled(*arguments, **options, backend="aot_eager")
 
-    monkeypatch.setattr("tombola.lab.runs.work.compiled", by_backend)
+    monkeypatch.setattr("tombola.lab.runs.trainer.compiled", by_backend)
     config = EVERY_METHOD[name]
     parts = replace(config, micro_batch=48, compile=not config.sparse)  # two of 48 and one of 32
     found, expected = (results(execute(each, tmp_path)) for each in (parts, config))
@@ -617,7 +619,7 @@ def test_each_network_is_compiled_once(tmp_path: Path, monkeypatch: pytest.Monke
         times.append("a graph")
         return graph.forward
 
-    monkeypatch.setattr("tombola.lab.runs.work.compiled", partial(compiled, backend=backend))
+    monkeypatch.setattr("tombola.lab.runs.trainer.compiled", partial(compiled, backend=backend))
     config = replace(IMP_, method=IMP(keep=0.8), rounds=10, epochs=1, compile=True)
     path = execute(config, tmp_path)
     assert len(results(path)) == 10
@@ -633,7 +635,7 @@ def test_what_cannot_be_compiled_is_said_once(tmp_path: Path, monkeypatch: pytes
     def backend(graph: object, inputs: object) -> Any:
         raise RuntimeError("no such instruction")
 
-    monkeypatch.setattr("tombola.lab.runs.work.compiled", partial(compiled, backend=backend))
+    monkeypatch.setattr("tombola.lab.runs.trainer.compiled", partial(compiled, backend=backend))
     config, events = replace(IN_COLOUR, compile=True), list[Event]()
     path = stopped(config, tmp_path, after=2)
     execute(config, tmp_path, on_event=lambda name, event: events.append(event))

@@ -3,7 +3,9 @@
 import functools
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -216,6 +218,7 @@ def test_a_ticket_that_does_not_say_its_model_is_refused(
 
 OWN = """
 from pathlib import Path
+from typing import Any
 from torch import nn
 Path("ran").touch()
 
@@ -273,3 +276,69 @@ def test_nonsense_about_the_model_is_refused(key: str, value: object) -> None:
     build(said)
     with pytest.raises(LabError, match=f"its {key} is .*, which no model has; the file is damaged or foreign"):
         build(said | {key: value})
+
+
+# ---- files that claim sizes which their tensors contradict
+
+LENET: dict[str, Any] = {"model": "lenet_300_100", "input_shape": [1, 8, 8], "classes": 10}
+
+
+@pytest.fixture(scope="module")
+def small() -> tuple[nn.Module, tombola.Masks]:
+    model = build(LENET)
+    masks = {name: torch.rand(p.shape) < 0.1 for name, p in model.named_parameters() if p.ndim > 1}
+    return model.eval(), tombola.Masks(masks)
+
+
+def refused(way: Callable[[Path], object], path: Path) -> str:
+    """What is said of the file, without memory for a single parameter."""
+    real = torch.empty
+
+    def empty(*shape: Any, **settings: Any) -> Tensor:
+        made = real(*shape, **settings)
+        assert made.is_meta, f"memory for {shape}"
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "empty", empty)
+        with pytest.raises(LabError) as caught:
+            way(path)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("lie", "says"),
+    [
+        ({"classes": 10**12}, "'fc3.weight' has shape (10, 100) in the ticket, (1000000000000, 100) in _Chain"),
+        ({"classes": 11}, "'fc3.weight' has shape (10, 100) in the ticket, (11, 100) in _Chain"),
+        ({"classes": 10**30}, "model 'lenet_300_100' failed: "),
+        ({"width": 1e6}, "'fc1.weight' has shape (300, 64) in the ticket, (300000000, 64) in _Chain"),
+        ({"input_shape": [1, 8000, 8000]}, "'fc1.weight' has shape (300, 64) in the ticket, (300, 64000000) in _Chain"),
+        ({"input_shape": [1, 10**6, 10**6]}, "its input_shape is [1, 1000000, 1000000], which no model has"),
+    ],
+)
+def test_sizes_that_a_ticket_only_claims_are_never_made(
+    lie: dict[str, Any], says: str, small: tuple[nn.Module, tombola.Masks], tmp_path: Path
+) -> None:
+    path = tmp_path / "t.safetensors"
+    Ticket(small[1], model_tensors(small[0]), LENET | lie).save(path)
+    assert says in refused(lambda path: network(Ticket.load(path)), path)
+    assert run(["inspect", str(path)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("lie", "says"),
+    [
+        ({"classes": 10**12}, "'fc3.weight' has 10 rows, and shape (1000000000000, 100) in the _Chain that it names"),
+        ({"width": 1e6}, "'fc1.weight' has 300 rows, and shape (300000000, 64) in the _Chain that it names"),
+        ({"model": "conv2", "input_shape": [1, 10**4, 10**4]}, "has no 'conv1.weight', which a _Chain has"),
+    ],
+)
+def test_nor_are_those_that_a_sparse_file_claims(
+    lie: dict[str, Any], says: str, small: tuple[nn.Module, tombola.Masks], tmp_path: Path
+) -> None:
+    path = tmp_path / "s.safetensors"
+    save(convert(*small, example=torch.randn(1, 1, 8, 8), choose="sparse"), path, about=LENET | lie)
+    found = refused(restored, path)
+    assert says in found
+    assert found.startswith(str(path))

@@ -23,6 +23,7 @@ from tombola.lab.examples import KEY, example
 from tombola.lab.export import build, network, restored, speeds
 from tombola.lab.inputs import Text
 from tombola.lab.runs.experiment import execute
+from tombola.lab.runs.how import How
 from tombola.methods.rigl import RigL
 from tombola.methods.static import Static
 from tombola.patterns import NM
@@ -80,7 +81,7 @@ def tickets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path
     (folder / "own_tokens.py").write_text(OWN)
     os.chdir(folder)
     yield {
-        kind: execute(config, folder / "runs", data_dir=folder) / "tickets" / "trained.safetensors"
+        kind: execute(config, folder / "runs", How(data_dir=folder)) / "tickets" / "trained.safetensors"
         for kind, config in CONFIGS.items()
     }
     os.chdir(before)

@@ -21,6 +21,7 @@ from configs import CS, DENSE
 from tombola.lab.errors import LabError
 from tombola.lab.runs import locks
 from tombola.lab.runs.experiment import execute
+from tombola.lab.runs.how import How
 from tombola.lab.runs.locks import Lock
 from tombola.lab.runs.store import RunFolder
 
@@ -128,7 +129,7 @@ def test_a_file_that_may_not_grow(size: int, tmp_path: Path) -> None:
     """Metrics, tickets or a checkpoint: whatever cannot be written, the same again ends as if nothing had happened."""
     expected = files(execute(CS, tmp_path / "undisturbed"))
     with no_file_above(size), pytest.raises(LabError, match="cannot be written: File too large; make room or mend it"):
-        execute(CS, tmp_path / "cut", checkpoint_share=float("inf"))
+        execute(CS, tmp_path / "cut", How(checkpoint_share=float("inf")))
     assert files(execute(CS, tmp_path / "cut")) == expected
 
 
@@ -151,7 +152,7 @@ def _remount(disk: Path, options: str) -> None:
 def test_a_disk_that_is_full_and_one_that_is_read_only(small_disk: Path, tmp_path: Path) -> None:
     expected = files(execute(CS, tmp_path / "undisturbed"))
     with pytest.raises(LabError, match=f"{small_disk}.*cannot be written: No space left on device; make room or mend"):
-        execute(CS, small_disk, checkpoint_share=float("inf"))
+        execute(CS, small_disk, How(checkpoint_share=float("inf")))
     _remount(small_disk, "size=4m,ro")
     with pytest.raises(LabError, match=r"lock: cannot be written: Read-only file system; choose another folder"):
         execute(CS, small_disk)

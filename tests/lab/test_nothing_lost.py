@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tombola.lab.cli.main import cli, typed
+from tombola.lab.cli.commands import cli, typed
 from tombola.lab.cli.running import searches, trainings
 from tombola.lab.runs.experiment import execute
 

@@ -25,11 +25,12 @@ from configs import CS, DENSE, ELSEWHERE, IMP_
 
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
+from tombola.lab.runs.events import Event
 from tombola.lab.runs.experiment import execute
+from tombola.lab.runs.how import How
 from tombola.lab.runs.on_ray import Resources, run_on_ray
+from tombola.lab.runs.schedule import Schedule
 from tombola.lab.runs.store import RunFolder
-from tombola.lab.runs.tasks import How, Schedule
-from tombola.lab.runs.work import Event
 
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'tombola[ray]'")
@@ -89,7 +90,7 @@ def files(out: Path) -> dict[str, bytes]:
 def undisturbed(configs: list[RunConfig], out: Path) -> dict[str, bytes]:
     """What the runs leave when one process does one stage after another."""
     for config in configs:
-        execute(config, out, threads=1)
+        execute(config, out)
     return files(out)
 
 

@@ -15,11 +15,13 @@ from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
 from tombola.lab.report.reading import read_run
 from tombola.lab.runs.allocator import TUNABLES
+from tombola.lab.runs.events import Event, Stopped
 from tombola.lab.runs.experiment import execute
+from tombola.lab.runs.how import How
 from tombola.lab.runs.parallel import run_many
+from tombola.lab.runs.schedule import Schedule
 from tombola.lab.runs.store import RunFolder
-from tombola.lab.runs.tasks import How, Schedule, Task
-from tombola.lab.runs.work import Event, Stopped
+from tombola.lab.runs.tasks import Task
 from tombola.methods.magnitude import IMP
 
 OWN = """
@@ -118,7 +120,7 @@ def test_a_worker_that_dies_is_replaced(tmp_path: Path, monkeypatch: pytest.Monk
     (path,) = run_many([search], tmp_path / "killed", How(checkpoint_share=math.inf), jobs=2, on_event=on_event)
     assert kills == []
     assert set(deaths) == {"a worker died (exit code -9); another one goes on from the last checkpoint"}
-    assert files(path) == files(execute(search, tmp_path / "straight", threads=1))
+    assert files(path) == files(execute(search, tmp_path / "straight"))
 
 
 def test_deaths_are_counted_from_the_last_checkpoint(tmp_path: Path) -> None:
@@ -166,27 +168,27 @@ def test_what_one_process_began_several_go_on_with(epochs: int, tmp_path: Path) 
     """It stood in a round; or in a retraining, which is finished by one process, the stages not being shared out."""
     stopped(SEARCH, tmp_path / "cut", epochs)
     (path,) = run_many([SEARCH], tmp_path / "cut", jobs=2)
-    assert files(path) == files(execute(SEARCH, tmp_path / "straight", threads=1))
+    assert files(path) == files(execute(SEARCH, tmp_path / "straight"))
 
 
 def test_what_several_processes_began_one_goes_on_with(tmp_path: Path) -> None:
     """Rounds done as tasks of their own, a retraining finished and one cut off in its folder: all of it is used."""
     out = tmp_path / "cut"
     for place in (0, 1, 3):
-        execute(SEARCH, out, place=place, threads=1)
+        execute(SEARCH, out, place=place)
     answers = [True]
     with pytest.raises(Stopped):
-        execute(SEARCH, out, place=2, threads=1, stop=lambda: answers.pop(0))
+        execute(SEARCH, out, place=2, stop=lambda: answers.pop(0))
     unfinished = read_run(out / SEARCH.folder_name)
     assert (len(unfinished.results), unfinished.finished) == (1, False)
     heard: list[Event] = []
-    path = execute(SEARCH, out, threads=1, on_event=lambda name, event: heard.append(event))
+    path = execute(SEARCH, out, on_event=lambda name, event: heard.append(event))
     assert [(event["stage"], event["epoch"]) for event in heard if event["event"] == "epoch"] == [
         (2, 2),
         (4, 1),
         (4, 2),
     ]
-    assert files(path) == files(execute(SEARCH, tmp_path / "straight", threads=1))
+    assert files(path) == files(execute(SEARCH, tmp_path / "straight"))
 
 
 def test_tasks_wait_for_their_rounds(tmp_path: Path) -> None:

@@ -17,14 +17,16 @@ from PIL import Image
 
 from tombola.budgets import uniform
 from tombola.lab import models
+from tombola.lab.cli.commands import cli
 from tombola.lab.cli.computing import Computing
-from tombola.lab.cli.main import cli, run
+from tombola.lab.cli.main import run
 from tombola.lab.cli.recipes import RECIPES as TRAINED
 from tombola.lab.cli.reproducing import _checked
-from tombola.lab.config import Dense, RunConfig
+from tombola.lab.config import RunConfig
 from tombola.lab.data import load
 from tombola.lab.errors import LabError
 from tombola.lab.inputs import Images, Text
+from tombola.lab.methods import Dense
 from tombola.lab.recipes import RECIPES, SCALES, Recipe, Scale, find
 from tombola.lab.recipes.base import stretched
 from tombola.lab.recipes.baselines import arithmetic, schedules
@@ -34,6 +36,7 @@ from tombola.lab.recipes.rigl_imagenet import MOBILENET_SMALL, RESNET50_SMALL
 from tombola.lab.report.experiments import experiments
 from tombola.lab.report.page import write_report
 from tombola.lab.runs.experiment import execute
+from tombola.lab.runs.how import How
 from tombola.lab.runs.looking import read_metrics
 from tombola.lab.settings import SGD, Adam, Constant, Cosine, Drops, WarmUp
 from tombola.methods.continuous import ContinuousSparsification
@@ -492,12 +495,12 @@ def test_image_folders_and_texts_of_any_name(tmp_path: Path) -> None:
                 Image.fromarray(pixels.numpy()).save(folder / f"{place}.png")
     (imagenet, *_) = find("cs-imagenet").runs("smoke", data_dir=tmp_path / "flowers")
     assert (imagenet.data, imagenet.examples) == ("folder/flowers", None)
-    path = execute(imagenet, tmp_path / "out", data_dir=tmp_path / "flowers")
+    path = execute(imagenet, tmp_path / "out", How(data_dir=tmp_path / "flowers"))
     assert read_metrics(path / "metrics.jsonl")[-1]["kind"] == "result"
     (tmp_path / "poems.txt").write_bytes(bytes(range(256)) * 20)
     (gru, *_) = find("rigl-gru").runs("smoke", data_dir=tmp_path / "poems.txt")
     assert gru.data == "text/poems.txt"
-    path = execute(gru, tmp_path / "out", data_dir=tmp_path / "poems.txt")
+    path = execute(gru, tmp_path / "out", How(data_dir=tmp_path / "poems.txt"))
     assert read_metrics(path / "metrics.jsonl")[-1]["token"] == "byte"
     (tmp_path / "imagenet").mkdir()  # what has the usual name keeps it
     assert {config.data for config in find("rigl-resnet50").runs("full", data_dir=tmp_path)} == {"folder/imagenet"}

@@ -15,9 +15,10 @@ import tombola
 from tombola.lab.cli.main import run
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
+from tombola.lab.runs.events import Event
 from tombola.lab.runs.experiment import execute
+from tombola.lab.runs.how import How
 from tombola.lab.runs.looking import read_metrics
-from tombola.lab.runs.work import Event
 from tombola.methods.set_ import SET
 from tombola.methods.static import Static
 
@@ -74,7 +75,7 @@ def test_nothing_dense_lives_while_it_trains(tmp_path: Path) -> None:
 
 def test_on_another_device_it_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(LabError, match="--sparse: sparse layers compute on the CPU, not on meta"):
-        execute(LENET, tmp_path, device="meta")
+        execute(LENET, tmp_path, How(device="meta"))
 
 
 OWN = """

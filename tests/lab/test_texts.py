@@ -14,13 +14,15 @@ from loop import same
 from torch import nn
 
 from tombola.lab.cli.main import run
-from tombola.lab.config import Dense, RunConfig
+from tombola.lab.config import RunConfig
 from tombola.lab.data import Data, Tokens, load
 from tombola.lab.errors import LabError
 from tombola.lab.inputs import Images, Text
+from tombola.lab.methods import Dense
 from tombola.lab.models import build
 from tombola.lab.report.page import write_report
 from tombola.lab.runs.experiment import execute
+from tombola.lab.runs.how import How
 from tombola.lab.runs.looking import read_metrics
 from tombola.lab.runs.train import cross_entropy, fit, measure
 from tombola.lab.seeds import derive
@@ -201,7 +203,7 @@ def test_the_validation_part_is_measured_beside_the_test_part(tmp_path: Path) ->
         data="text/fable.txt", model="gru_lm", width=0.05, method=Dense(), epochs=2, batch_size=16, optimizer=sgd,
         inputs=Text(length=16),
     )  # fmt: skip
-    (record, *_) = read_metrics(execute(dense, tmp_path, data_dir=tmp_path) / "metrics.jsonl")[-1:]
+    (record, *_) = read_metrics(execute(dense, tmp_path, How(data_dir=tmp_path)) / "metrics.jsonl")[-1:]
     model = build("gru_lm", input_shape=(16,), classes=256, seed=derive(0, "initial weights"), width=0.05)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
     for number in range(2):
@@ -219,7 +221,7 @@ def test_the_validation_part_is_measured_beside_the_test_part(tmp_path: Path) ->
     soft = ContinuousSparsification(train_weights=False, initial_score=0.0)
     mask = replace(dense, method=soft, score_optimizer=SGD(lr=20.0), retrain=())
     assert mask.supermask
-    *_, last, found = read_metrics(execute(mask, tmp_path, data_dir=tmp_path) / "metrics.jsonl")
+    *_, last, found = read_metrics(execute(mask, tmp_path, How(data_dir=tmp_path)) / "metrics.jsonl")
     assert found["valid_loss"] == last["hard_valid_loss"] != last["valid_loss"]
     write_report([tmp_path], tmp_path / "page.html")
     with (tmp_path / "page.csv").open(newline="") as file:

@@ -15,19 +15,21 @@ import torch
 from configs import DENSE
 from rich.console import Console
 
-from tombola.lab.cli.main import cli, run
+from tombola.lab.cli.commands import cli
+from tombola.lab.cli.main import run
 from tombola.lab.cli.progress import Plain
 from tombola.lab.cli.running import Runs, trainings
-from tombola.lab.config import Dense, RunConfig
+from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
+from tombola.lab.methods import Dense
 from tombola.lab.runs.alike import groups
 from tombola.lab.runs.checkpoint import read_checkpoint
+from tombola.lab.runs.events import Event, Stopped
 from tombola.lab.runs.experiment import execute, execute_together
+from tombola.lab.runs.how import How
 from tombola.lab.runs.looking import read_metrics, read_times
 from tombola.lab.runs.parallel import run_many
-from tombola.lab.runs.tasks import How
 from tombola.lab.runs.weighing import Weighed
-from tombola.lab.runs.work import Event, Stopped
 from tombola.lab.settings import SGD
 from tombola.methods.continuous import ContinuousSparsification
 from tombola.methods.gradual import GradualMagnitude

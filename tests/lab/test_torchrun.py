@@ -154,7 +154,7 @@ def trained(configs: Sequence[RunConfig], folder: Path, *, ranks: int = 2) -> li
 
 def check(config: RunConfig, folder: Path, *, ranks: int = 2) -> None:
     """That the run is as one process has it, and the tickets of all ranks are."""
-    alone, together = execute(config, folder / "alone", threads=1), folder / "together" / config.folder_name
+    alone, together = execute(config, folder / "alone"), folder / "together" / config.folder_name
     records = [read_metrics(path / "metrics.jsonl") for path in (together, alone)]
     close(*records)
     assert json.loads((together / "times.json").read_text())["device"] == f"{ranks} × cpu"
@@ -399,10 +399,10 @@ def test_a_rank_that_is_killed(lost: int, undisturbed: list[dict[str, Any]], tmp
         epochs += 1
         return epochs == 20
 
-    from tombola.lab.runs.work import Stopped
+    from tombola.lab.runs.events import Stopped
 
     with pytest.raises(Stopped):
-        execute(config, tmp_path, threads=1, stop=stop)
+        execute(config, tmp_path, stop=stop)
     status, out, err = done("-m", "tombola", *LONG, "--out", str(tmp_path))
     assert (status, out.count("Report: ")) == (0, 1), err
     close(read_metrics(tmp_path / config.folder_name / "metrics.jsonl"), undisturbed)
@@ -419,7 +419,7 @@ def test_ctrl_c(undisturbed: list[dict[str, Any]], tmp_path: Path) -> None:
         assert out == ""
         assert err.count("Stopped; nothing is lost.") == 1
     config = config_of(tmp_path)
-    execute(config, tmp_path, threads=1)
+    execute(config, tmp_path)
     close(read_metrics(tmp_path / config.folder_name / "metrics.jsonl"), undisturbed)
 
 

@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 from configs import CS, DENSE
 
-from tombola.lab.cli.main import cli, run
+from tombola.lab.cli.commands import cli
+from tombola.lab.cli.main import run
 from tombola.lab.cli.values import Listing
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
+from tombola.lab.runs.events import Stopped
 from tombola.lab.runs.experiment import execute
 from tombola.lab.runs.looking import read_metrics
-from tombola.lab.runs.work import Stopped
 from tombola.lab.tracking import COMPLETE, TRACKERS, Points, Tracking, check_tracker
 
 EPOCH = {

@@ -17,12 +17,14 @@ from fabricated_runs import beside_published, config, epoch, result, write
 from torch import nn
 
 import tombola
-from tombola.lab.cli.main import cli, run, typed
+from tombola.lab.cli.commands import cli, typed
+from tombola.lab.cli.main import run
 from tombola.lab.cli.running import Runs, print_report, searches
-from tombola.lab.config import Dense, RunConfig
+from tombola.lab.config import RunConfig
 from tombola.lab.data import digits, load
 from tombola.lab.errors import LabError
 from tombola.lab.inputs import Images
+from tombola.lab.methods import Dense
 from tombola.lab.models import build
 from tombola.lab.published import lookup
 from tombola.lab.recipes import SCALES, find
@@ -34,11 +36,12 @@ from tombola.lab.report.page import read_summary, write_report
 from tombola.lab.report.reading import read_run
 from tombola.lab.report.rows import Task
 from tombola.lab.runs.compiling import compiled
-from tombola.lab.runs.experiment import OnEvent, execute
+from tombola.lab.runs.events import Event, OnEvent, Stopped
+from tombola.lab.runs.experiment import execute
+from tombola.lab.runs.how import How
 from tombola.lab.runs.looking import read_metrics
+from tombola.lab.runs.schedule import Schedule
 from tombola.lab.runs.stages import plan
-from tombola.lab.runs.tasks import Schedule
-from tombola.lab.runs.work import Event, Stopped
 from tombola.lab.seeds import derive
 
 SEARCH = EVERY_METHOD["cs, transfer"]
@@ -324,7 +327,7 @@ def test_what_cannot_be_compiled_is_said_once(tmp_path: Path, monkeypatch: pytes
         size = max(x.numel() for x in inputs if x.dtype == torch.float32 and x.dim() == 4) // SHARED.batch_size
         raise RuntimeError(f"no code for {size}")
 
-    monkeypatch.setattr("tombola.lab.runs.work.compiled", partial(compiled, backend=backend))
+    monkeypatch.setattr("tombola.lab.runs.trainer.compiled", partial(compiled, backend=backend))
     config = replace(SHARED, compile=True, transfer=replace(LARGER, batch_size=SHARED.batch_size))
     straight = execute(config, tmp_path / "straight")
     said = [record.get("text", "").partition("no code for ")[2] for record in read_metrics(straight / "metrics.jsonl")]
@@ -380,7 +383,9 @@ def test_options_go_to_the_data_that_take_them(tmp_path: Path) -> None:
     assert (search.transfer.data, search.transfer.augment) == ("folder/pets", True)
     assert search.transfer.inputs == Images(size=8, cutout=2, channels=1)
     alone = runs.configs[-1]
-    path = execute(replace(alone, epochs=1, rounds=1, control_rounds=(1,)), tmp_path / "out", data_dirs=runs.data_dirs)
+    path = execute(
+        replace(alone, epochs=1, rounds=1, control_rounds=(1,)), tmp_path / "out", How(data_dirs=runs.data_dirs)
+    )
     assert {record["data"] for record in results(path).values()} == {"folder/pets"}
 
 

@@ -13,10 +13,10 @@ from configs import CS, EVERY_METHOD
 from torch import nn
 
 import tombola
+from tombola.lab.runs.events import Stopped
 from tombola.lab.runs.experiment import execute
 from tombola.lab.runs.looking import read_metrics
 from tombola.lab.runs.watch import EDGES, Watch, histogram
-from tombola.lab.runs.work import Stopped
 from tombola.sparse.swap import make_sparse
 
 

@@ -11,8 +11,8 @@ from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
 from tombola.lab.launched import launched
 from tombola.lab.runs import work
+from tombola.lab.runs.how import How
 from tombola.lab.runs.on_ranks import run_on_ranks
-from tombola.lab.runs.tasks import How
 
 if __name__ == "__main__":
     here, folder = launched(), Path(sys.argv[1])

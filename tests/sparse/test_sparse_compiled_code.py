@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import tombola
+from tombola.sparse import SparseConv2d, SparseGRU, SparseLinear, convert
 
 PACKAGE = Path(tombola.__file__).parent
 WORK = """
@@ -200,3 +203,40 @@ for way in (
     for line in lines:
         assert "computes by Numba, which cannot be imported here (import of numba halted" in line
         assert line.endswith("install it (pip install numba), or train under masks, which do without")
+
+
+def test_a_pickled_sparse_layer_says_that_it_needs_numba(tmp_path: Path) -> None:
+    """It is loaded, and becomes dense; whatever it would compute says what is missing."""
+    torch.manual_seed(0)
+    program = convert(nn.Sequential(nn.Linear(4, 4)).eval(), example=torch.ones(1, 4), choose="sparse")
+    program.as_program = True
+    layer = SparseLinear(4, 4, density=0.5)
+    inputs = {"small": torch.ones(2, 4), "large": torch.ones(2048, 4), "image": torch.ones(2, 4, 5, 5)}
+    cases = {
+        "linear": (layer, inputs["small"]),
+        "of many": (layer, inputs["large"]),
+        "convolution": (SparseConv2d(4, 4, 3, density=0.5), inputs["image"]),
+        "recurrent": (SparseGRU(4, 4, density=0.5), inputs["small"]),
+        "program": (program, inputs["small"]),
+    }
+    (tmp_path / "layers").write_bytes(pickle.dumps((cases, layer.weight())))
+    check = f"""
+import pickle, torch
+
+with open({str(tmp_path / "layers")!r}, "rb") as file:
+    cases, weight = pickle.load(file)
+assert torch.equal(cases["linear"][0].to_dense().weight, weight)
+for grad in (True, False):
+    for layer, x in cases.values():
+        try:
+            with torch.set_grad_enabled(grad):
+                layer(x)
+        except ImportError as error:
+            print(error)
+"""
+    lines = finished(WITHOUT + check).stdout.splitlines()
+    assert len(lines) == 10
+    assert set(lines) == {
+        "a sparse layer computes by Numba, which cannot be imported here (import of numba halted; None in sys.modules)"
+        "; install it (pip install numba), or train under masks, which do without"
+    }

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from tombola import flops
 from tombola.budgets import global_
 from tombola.flops import Count
-from tombola.lab.config import Pruning
 from tombola.lab.data import Dataset
+from tombola.lab.methods import Pruning
 from tombola.methods.continuous import ContinuousSparsification
 from tombola.methods.gradual import GradualMagnitude
 from tombola.methods.granet import GraNet

@@ -16,71 +16,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from tombola.budgets import Budget, erdos_renyi, erk, global_, uniform
 from tombola.lab.errors import LabError
 from tombola.lab.inputs import Images, Inputs, Text
 from tombola.lab.later import with_later, without_later
+from tombola.lab.methods import BUDGETS, METHODS, PATTERNS, Dense, Method, Pruning, SoftMethod, never_dense
 from tombola.lab.settings import SGD, Adam, AdamW, Constant, Cosine, Drops, Optimizer, Schedule, WarmUp
 from tombola.lab.strict import Codec, parse
 from tombola.lab.transfer import Transfer
 from tombola.methods.continuous import ContinuousSparsification
-from tombola.methods.gradual import GradualMagnitude
-from tombola.methods.granet import GraNet
 from tombola.methods.magnitude import IMP
 from tombola.methods.rigl import RigL
 from tombola.methods.set_ import SET
 from tombola.methods.snfs import SNFS
-from tombola.methods.snip import SNIP
-from tombola.methods.static import Static
 from tombola.methods.stochastic import StochasticSparsification
-from tombola.patterns import NM, Block, ConstantFanIn
 
 Control: TypeAlias = Literal["shuffled", "reinitialised"]
-SoftMethod: TypeAlias = ContinuousSparsification | StochasticSparsification
 
-
-@dataclass(frozen=True, kw_only=True)
-class Dense:
-    """Plain training of the whole network, ``times`` as long as one round: the schedule is stretched to fit."""
-
-    times: float = 1
-
-    def __post_init__(self) -> None:
-        if not self.times > 0:
-            raise ValueError(f"times must be above 0, not {self.times}")
-
-
-Sparse: TypeAlias = Static | SNIP | SET | RigL | SNFS | GradualMagnitude | GraNet
-"""Methods that know no rounds."""
-REALLY_SPARSE = (RigL, SET, Static, GraNet)
-"""Methods that can train sparse layers."""
-Pruning: TypeAlias = SoftMethod | Sparse
-"""What trains one sparse network in one go; Continuous Sparsification with ``harden_at``, or supermasks."""
-Method: TypeAlias = Dense | IMP | Pruning
-
-METHODS: dict[str, type] = {
-    "dense": Dense,
-    "cs": ContinuousSparsification,
-    "imp": IMP,
-    "iss": StochasticSparsification,
-    "static": Static,
-    "snip": SNIP,
-    "set": SET,
-    "rigl": RigL,
-    "snfs": SNFS,
-    "gmp": GradualMagnitude,
-    "granet": GraNet,
-}
-PATTERNS: dict[str, type] = {"n:m": NM, "block": Block, "constant fan-in": ConstantFanIn}
-BUDGETS: dict[str, Budget] = {
-    "uniform": uniform,
-    "uniform-first-dense": partial(uniform, first_dense=True),
-    "erdos-renyi": erdos_renyi,
-    "erk": erk,
-    "global": global_,
-    "rigl-lenet": partial(uniform, densities={"fc1.weight": 0.01, "fc2.weight": 0.11}, compensate=False),
-    "rigl-plus": partial(uniform, densities={"fc1.weight": 0.04 * 408 / 784, "fc2.weight": 0.14}, compensate=False),
-}
 _OPTIMIZERS = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
 _SCHEDULES = {"constant": Constant, "drops": Drops, "cosine": Cosine, "warm-up": WarmUp}
 _INPUTS = {"images": Images, "text": Text}
@@ -112,7 +63,7 @@ class RunConfig:
             as the supermask is.
         unmasked: maskable parameters that get no mask; the papers' choice for a model is ``models.unmasked(model)``.
         evaluate_every: epochs between measurements on the test set; the last epoch is always measured.
-        sparse: the masked layers are sparse layers while they train; the method is one of ``REALLY_SPARSE``.
+        sparse: the masked layers are sparse layers while they train; the method is one that has them.
         inputs: how images or a text are read; None for data that leave nothing open.
         label_smoothing: share of each label that training spreads over all classes.
         clip: largest norm of the gradients of all weights together; None: they are left alone.
@@ -361,17 +312,6 @@ class RunConfig:
             return self.stretched(self.epochs) * (1 if self.lottery == "no" else 2 + controls)
         there = 0 if self.transfer is None else self.transfer.epochs * (len(self.transferred()) + controls)
         return self.epochs * (self.rounds + len(self.retrained()) + controls) + there
-
-
-def never_dense(method: Method) -> str:
-    """Why ``method`` cannot train sparse layers, which never hold anything of the dense size; "" if it can."""
-    if not isinstance(method, REALLY_SPARSE):
-        return "needs weights, gradients or scores of the dense layers' size"
-    if method.pattern is not None:
-        return f"has the pattern {method.pattern}, while the connections of sparse layers lie anywhere"
-    if isinstance(method, RigL) and method.average > 1:
-        return f"adds up dense gradients (average={method.average})"
-    return ""
 
 
 def _make(settings: Optimizer, groups: list[dict[str, Any]]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,11 +21,19 @@ from tombola.masks import Masks
 from tombola.methods.protocol import is_number
 from tombola.sparse import semi_structured
 from tombola.sparse.convert import Converted, convert
-from tombola.sparse.store import about, load, save
+from tombola.sparse.store import about, check_sizes, load, save
 from tombola.ticket import Ticket
 
+MOST_VALUES = 2**27
+"""In one example, those of a volume of 512³."""
 
-def build(said: Mapping[str, Any], *, own: str | None = None) -> nn.Module:
+
+def build(
+    said: Mapping[str, Any],
+    *,
+    own: str | None = None,
+    check: Callable[[nn.Module], object] = lambda outline: None,
+) -> nn.Module:
     """The model that a ticket or a sparse file says it is of, on the CPU.
 
     Anybody can have made the file, so a ``module:function`` that it names is not imported on its word alone.
@@ -33,8 +41,11 @@ def build(said: Mapping[str, Any], *, own: str | None = None) -> nn.Module:
     Args:
         said: by the file.
         own: that name once more, as the person gives it; None: a built-in model, or nothing.
+        check: called before with a built-in model on the meta device, which has shapes and takes no memory, whatever
+            sizes the file claims; it raises ValueError if the file's tensors contradict them.
 
     Raises:
+        ValueError: of ``check``.
         LabError: it does not say, or nonsense; there is no such model; or it is code that nobody has asked for.
     """
     missing = [name for name in ("model", "input_shape", "classes") if name not in said]
@@ -43,7 +54,9 @@ def build(said: Mapping[str, Any], *, own: str | None = None) -> nn.Module:
     name, shape, classes, width = said["model"], said["input_shape"], said["classes"], said.get("width", 1.0)
     sound = {
         "model": isinstance(name, str),
-        "input_shape": isinstance(shape, list | tuple) and all(type(size) is int and size > 0 for size in shape),
+        "input_shape": isinstance(shape, list | tuple)
+        and all(type(size) is int and size > 0 for size in shape)
+        and math.prod(shape) <= MOST_VALUES,
         "classes": type(classes) is int and classes > 0,
         "width": is_number(width) and width > 0,
     }
@@ -54,7 +67,12 @@ def build(said: Mapping[str, Any], *, own: str | None = None) -> nn.Module:
         raise LabError(f"its model {name!r} is somebody's own code; if you trust that, run it with --model {name!r}")
     if own not in (None, name):
         raise LabError(f"it is of the model {name!r}, not of {own!r}: leave --model out, or give that one")
-    return models.build(name, input_shape=shape, classes=classes, seed=0, width=width)
+    make = partial(models.build, name, input_shape=shape, classes=classes, seed=0, width=width)
+    if name in models.MODELS:
+        with torch.device("meta"):
+            outline = make()
+        check(outline)
+    return make()
 
 
 def network(ticket: Ticket, *, own: str | None = None) -> tuple[nn.Module, Masks]:
@@ -65,8 +83,8 @@ def network(ticket: Ticket, *, own: str | None = None) -> tuple[nn.Module, Masks
     Raises:
         LabError: the model cannot be had or does not fit.
     """
-    model = build(ticket.provenance, own=own)
     try:
+        model = build(ticket.provenance, own=own, check=ticket.restore)
         masks = ticket.restore(model)
     except ValueError as error:
         raise LabError(str(error)) from error
@@ -150,7 +168,7 @@ def restored(path: Path, *, own: str | None = None) -> Converted:
         LabError: there is none, or it is damaged.
     """
     try:
-        return load(path, build(about(path), own=own))
+        return load(path, build(about(path), own=own, check=partial(check_sizes, path)))
     except FileNotFoundError:
         raise LabError(f"{path}: there is no such file; `tombola export TICKET --to sparse` makes one") from None
     except (ValueError, LabError) as error:

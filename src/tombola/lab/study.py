@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from tombola.lab.config import Dense, Method, RunConfig
+from tombola.lab.config import RunConfig
+from tombola.lab.methods import Dense, Method
 from tombola.lab.settings import SGD, Cosine
 from tombola.methods.continuous import ContinuousSparsification
 from tombola.methods.magnitude import IMP

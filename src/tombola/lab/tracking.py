@@ -23,8 +23,7 @@ from typing import Any, Protocol, Self
 from tombola.files import write_atomically
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
-from tombola.lab.runs.experiment import OnEvent
-from tombola.lab.runs.work import Event
+from tombola.lab.runs.events import Event, OnEvent
 
 COMPLETE = "tracked.json"
 """In the folder of the runs: tracker -> run -> the SHA-256 of the metrics that it shows from the first to the last."""

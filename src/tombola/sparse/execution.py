@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tombola.compiled import need
 from tombola.sparse.geometry import Geometry, Pair, Plan
 
 CHUNKS = 4  # for each thread, at least, where the rows allow it
@@ -36,8 +37,10 @@ def forward(
     """The output, (O, H', W', N) or (steps, O, N); see :func:`~tombola.sparse.operators.product`.
 
     Raises:
+        ImportError: Numba is missing, in the process that a pickled layer was brought to.
         ValueError: an image that is too small for the kernel.
     """
+    need("a sparse layer")
     from tombola.sparse.kernels import PIECE  # imports Numba: not before it is needed
     from tombola.sparse.vectors import LANES
 

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tombola.compiled import need
+
 _LARGE = 4096  # floats that are worth the start of threads
 
 
@@ -86,6 +88,7 @@ def _is_matrix(x: Tensor) -> bool:
 
 
 def _turned(matrix: Tensor) -> Tensor:
+    need("a sparse layer")
     from tombola.sparse.turning import turned  # imports Numba: not before it is needed
 
     return turned(matrix)

@@ -90,6 +90,30 @@ def load(path: str | Path, model: nn.Module) -> Converted:
     return Converted(plain, rows, **times, as_program=bool(said.get("as_program")))
 
 
+def check_sizes(path: str | Path, model: nn.Module) -> None:
+    """Raise ValueError if ``model``, dense and perhaps on the meta device, is of other sizes than what the file holds.
+
+    Of the weight of a sparse layer the file tells the number of rows alone.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: that, or it is not a file of :func:`save`.
+    """
+    _, tensors = _read(path)
+    for name, tensor in model.state_dict().items():
+        shape, found = tuple(tensor.shape), tensors.get(name)
+        if found is not None:
+            fits, has = tuple(found.shape) == shape, f"has shape {tuple(found.shape)}"
+        else:
+            pointers = tensors.get(f"{name}.pointers", tensors.get(f"{name.removesuffix('.weight')}.pointers"))
+            if pointers is None or len(shape) < 2:
+                raise ValueError(f"{path} has no {name!r}, which a {type(model).__name__} has")
+            fits = (pointers.numel() - 1) * shape[1] == tensor.numel()
+            has = f"has {pointers.numel() - 1} rows"
+        if not fits:
+            raise ValueError(f"{path}: {name!r} {has}, and shape {shape} in the {type(model).__name__} that it names")
+
+
 def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return sealed.read(Path(path), FORMAT, _KEYS, what="sparse model")
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from tombola.lab.cli.recipes import AUGMENTED, INPUTS, Training
 from tombola.lab.cli.values import Epochs
-from tombola.lab.config import Control, Dense, Method, RunConfig
+from tombola.lab.config import Control, RunConfig
 from tombola.lab.errors import LabError
+from tombola.lab.methods import Dense, Method
 from tombola.lab.runs.transplant import check as check_fit
 from tombola.lab.transfer import Transfer
 from tombola.methods.continuous import ContinuousSparsification

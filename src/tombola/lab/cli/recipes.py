@@ -17,10 +17,11 @@ import torch
 from tombola.lab import models
 from tombola.lab.cli.computing import Computing
 from tombola.lab.cli.values import Epochs
-from tombola.lab.config import Dense, RunConfig
+from tombola.lab.config import RunConfig
 from tombola.lab.data import load
 from tombola.lab.errors import LabError
 from tombola.lab.inputs import Images, Inputs, Text
+from tombola.lab.methods import Dense
 from tombola.lab.runs.mode import Precision
 from tombola.lab.runs.workshop import Workshop
 from tombola.lab.settings import SGD, Adam, AdamW, Constant, Cosine, Drops, Optimizer, Schedule

@@ -27,10 +27,10 @@ from tombola.lab.places import made
 from tombola.lab.report.page import write_report
 from tombola.lab.report.terminal import print_summary, stdout
 from tombola.lab.runs.alike import groups
+from tombola.lab.runs.how import How
 from tombola.lab.runs.on_ranks import run_on_ranks
 from tombola.lab.runs.on_ray import Resources, run_on_ray
 from tombola.lab.runs.parallel import run_many
-from tombola.lab.runs.tasks import How
 from tombola.lab.runs.thin import check_device
 from tombola.lab.study import digits_study
 from tombola.lab.tracking import Tracking, check_tracker

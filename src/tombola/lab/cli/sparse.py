@@ -13,8 +13,9 @@ from torch import nn
 from tombola.lab import models
 from tombola.lab.arithmetic import count, planned_counts, training_cost
 from tombola.lab.cli.recipes import Training
-from tombola.lab.config import BUDGETS, METHODS, REALLY_SPARSE, Dense, Pruning, RunConfig, never_dense
+from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
+from tombola.lab.methods import BUDGETS, METHODS, REALLY_SPARSE, Dense, Pruning, never_dense
 from tombola.lab.runs.workshop import Workshop
 from tombola.methods.continuous import ContinuousSparsification
 from tombola.methods.granet import GraNet

@@ -113,3 +113,11 @@ class ClusterType(click.ParamType):  # type: ignore[type-arg]
         if not re.fullmatch(r"ray|ray://[^/\s:]+:\d+", str(value)):
             self.fail(f"must be ray or ray://HOST:PORT, not {str(value)!r}", param, ctx)
         return str(value)
+
+
+NUMBER = Number(float, "a finite number", lambda x: True)
+POSITIVE = Number(float, "a number above 0", lambda x: x > 0)
+NOT_NEGATIVE = Number(float, "a number, 0 or more", lambda x: x >= 0)
+SHARE = Number(float, "a number above 0 and at most 1", lambda x: 0 < x <= 1)
+COUNT = Number(int, "a whole number, 1 or more", lambda x: x >= 1)
+FROM_0 = Number(int, "a whole number, 0 or more", lambda x: 0 <= x < 2**63)

@@ -14,7 +14,8 @@ from torch import nn
 from tombola import flops
 from tombola.lab import models
 from tombola.lab.arithmetic import training_cost
-from tombola.lab.config import Control, Dense, RunConfig
+from tombola.lab.config import Control, RunConfig
+from tombola.lab.methods import Dense
 from tombola.lab.recipes.base import different, stretched
 from tombola.lab.settings import Constant, Cosine, Drops, Schedule, WarmUp
 from tombola.methods.magnitude import IMP

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tombola.lab.config import Dense, RunConfig
+from tombola.lab.config import RunConfig
 from tombola.lab.inputs import Images
+from tombola.lab.methods import Dense
 from tombola.lab.models import unmasked
 from tombola.lab.settings import SGD, Adam, Drops, WarmUp
 

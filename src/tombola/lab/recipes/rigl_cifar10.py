@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tombola.budgets import erk, uniform
-from tombola.lab.config import Dense, RunConfig
+from tombola.lab.config import RunConfig
+from tombola.lab.methods import Dense
 from tombola.lab.models import unmasked
 from tombola.lab.recipes.base import Recipe, Scale, by, smaller, stretched
 from tombola.lab.recipes.baselines import dense, other_schedules

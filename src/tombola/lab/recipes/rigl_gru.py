@@ -19,8 +19,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tombola.budgets import uniform
-from tombola.lab.config import Dense, RunConfig
+from tombola.lab.config import RunConfig
 from tombola.lab.inputs import Text
+from tombola.lab.methods import Dense
 from tombola.lab.recipes.base import Recipe, Scale, by, smaller
 from tombola.lab.recipes.baselines import dense, other_schedules
 from tombola.lab.settings import Adam

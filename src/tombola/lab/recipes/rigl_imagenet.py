@@ -30,7 +30,8 @@ from dataclasses import replace
 from functools import partial
 
 from tombola.budgets import Budget, uniform
-from tombola.lab.config import BUDGETS, Dense, RunConfig, Sparse
+from tombola.lab.config import RunConfig
+from tombola.lab.methods import BUDGETS, Dense, Sparse
 from tombola.lab.models import unmasked
 from tombola.lab.recipes.base import Recipe, Scale, by, stretched
 from tombola.lab.recipes.baselines import dense, other_schedules

@@ -21,8 +21,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tombola.budgets import Budget
-from tombola.lab.config import BUDGETS, Dense, RunConfig
+from tombola.lab.config import RunConfig
 from tombola.lab.inputs import Images
+from tombola.lab.methods import BUDGETS, Dense
 from tombola.lab.recipes.base import SMOKE_EXAMPLES, Recipe, Scale, by, smaller
 from tombola.lab.recipes.baselines import dense, other_schedules
 from tombola.lab.settings import SGD, Drops

@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tombola.lab.config import BUDGETS, RunConfig
+from tombola.lab.config import RunConfig
+from tombola.lab.methods import BUDGETS
 from tombola.lab.recipes.base import Recipe, Scale, by, stretched
 from tombola.lab.recipes.baselines import controlled, dense, schedules
 from tombola.lab.recipes.imagenet import reduced

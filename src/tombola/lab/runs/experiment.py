@@ -9,11 +9,11 @@ from __future__ import annotations
 import errno
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import torch
 
@@ -21,6 +21,8 @@ from tombola.lab.config import RunConfig
 from tombola.lab.data import Data, Dataset, Tokens, load
 from tombola.lab.errors import LabError
 from tombola.lab.inputs import Inputs
+from tombola.lab.runs.events import Event, OnEvent, Stopped
+from tombola.lab.runs.how import ON_ONE_CORE, How
 from tombola.lab.runs.stages import plan
 from tombola.lab.runs.steps import Steps, finish
 from tombola.lab.runs.team import ALONE, Team
@@ -28,12 +30,8 @@ from tombola.lab.runs.thin import check_device
 from tombola.lab.runs.together import Member, Together, Weigh
 from tombola.lab.runs.transplant import check
 from tombola.lab.runs.weighing import weigh
-from tombola.lab.runs.work import Event, Run, Stopped
+from tombola.lab.runs.work import Run
 from tombola.lab.runs.workshop import Workshop
-
-OnEvent: TypeAlias = Callable[[str, Event], None]
-
-CHECKPOINT_SHARE = 0.02
 
 
 class Load(Protocol):
@@ -55,16 +53,11 @@ class Load(Protocol):
 def execute(
     config: RunConfig,
     out: Path,
+    how: How = ON_ONE_CORE,
     *,
     place: int | None = None,
-    device: torch.device | str = "cpu",
-    threads: int | None = None,
-    data_dir: Path | None = None,
-    data_dirs: Mapping[str, Path] | None = None,
-    workers: int = 0,
     team: Team = ALONE,
     on_event: OnEvent = lambda run, event: None,
-    checkpoint_share: float = CHECKPOINT_SHARE,
     stop: Callable[[], bool] = lambda: False,
     saved: Callable[[], None] = lambda: None,
 ) -> Path:
@@ -73,17 +66,11 @@ def execute(
     Args:
         config: which run.
         out: folder of run folders.
+        how: where and how to compute.
         place: None for the whole run; else only the stage at this place of its ``plan``, for a process that shares
-            them out, holds the run and finishes it (``tombola.lab.runs.tasks``).
-        device: where to compute. Numbers of one device are repeatable on the CPU, and close on a GPU.
-        threads: of PyTorch, while this runs; None leaves them alone. Numbers may depend on it in the last bits.
-        data_dir: where data sets that are files lie.
-        data_dirs: the same for data sets of these names that lie elsewhere.
-        workers: processes that read images which do not stay in memory.
+            them out, holds the run and finishes it (``tombola.lab.runs.schedule``).
         team: the processes that train the run together, all of which call this.
         on_event: told how it goes: ``on_event(name of the run's folder, event)``.
-        checkpoint_share: of the time that may go into checkpoints, which are made at the ends of epochs: small runs
-            save every second or so, large ones more rarely. ``math.inf``: at the end of each epoch.
         stop: asked after each epoch; True saves and raises ``Stopped``.
         saved: called whenever what may not be lost is on disk.
 
@@ -94,27 +81,17 @@ def execute(
         LabError: settings, data or files do not fit together; the folder is damaged or in use.
         Stopped: ``stop`` said so.
     """
-    with _surroundings(threads):
-        return finish(
-            executing(
-                config, out, place=place, device=device, data_dir=data_dir, data_dirs=data_dirs, workers=workers,
-                team=team, on_event=on_event, checkpoint_share=checkpoint_share, stop=stop, saved=saved,
-            )
-        )  # fmt: skip
+    with _surroundings(how.threads):
+        return finish(executing(config, out, how, place=place, team=team, on_event=on_event, stop=stop, saved=saved))
 
 
 def execute_together(
     configs: Sequence[RunConfig],
     out: Path,
+    how: How = ON_ONE_CORE,
     *,
     ended: Callable[[str, Exception | None], None],
-    device: torch.device | str = "cpu",
-    threads: int | None = None,
-    data_dir: Path | None = None,
-    data_dirs: Mapping[str, Path] | None = None,
-    workers: int = 0,
     on_event: OnEvent = lambda run, event: None,
-    checkpoint_share: float = CHECKPOINT_SHARE,
     stop: Callable[[], bool] = lambda: False,
     saved: Callable[[str], None] = lambda name: None,
     weigh: Weigh = weigh,
@@ -142,16 +119,15 @@ def execute_together(
     def member(config: RunConfig) -> Member:
         def make(clock: Callable[[], float]) -> Steps[Path]:
             return executing(
-                config, out, device=device, data_dir=data_dir, data_dirs=data_dirs, workers=workers,
-                on_event=on_event, checkpoint_share=checkpoint_share, stop=stop,
-                saved=partial(saved, config.folder_name), read=shelf.load, clock=clock,
+                config, out, how, on_event=on_event, stop=stop, saved=partial(saved, config.folder_name),
+                read=shelf.load, clock=clock,
             )  # fmt: skip
 
-        return Member(make, ended=partial(over, config.folder_name), device=torch.device(device))
+        return Member(make, ended=partial(over, config.folder_name), device=torch.device(how.device))
 
     first = configs[0].folder_name
     together = Together(say=lambda text: on_event(first, {"event": "note", "text": text}), weigh=weigh)
-    with _surroundings(threads):
+    with _surroundings(how.threads):
         together.train([member(config) for config in configs])
     if stopped:
         raise Stopped
@@ -160,15 +136,11 @@ def execute_together(
 def executing(
     config: RunConfig,
     out: Path,
+    how: How = ON_ONE_CORE,
     *,
     place: int | None = None,
-    device: torch.device | str = "cpu",
-    data_dir: Path | None = None,
-    data_dirs: Mapping[str, Path] | None = None,
-    workers: int = 0,
     team: Team = ALONE,
     on_event: OnEvent = lambda run, event: None,
-    checkpoint_share: float = CHECKPOINT_SHARE,
     stop: Callable[[], bool] = lambda: False,
     saved: Callable[[], None] = lambda: None,
     read: Load = load,
@@ -183,7 +155,7 @@ def executing(
         clock: seconds that count as the run's.
     """
     if config.sparse:
-        check_device(device)
+        check_device(how.device)
     stage = None if place is None else plan(config)[place]
     with _disk(out / config.folder_name), team.folder(out, config, stage=stage, saved=saved) as folder:
 
@@ -192,22 +164,19 @@ def executing(
 
         emit({"event": "start", "title": config.title, "total_epochs": config.total_epochs})
         if not folder.finished:
-            state = folder.resume(warn=lambda text: emit({"event": "warning", "text": text}), device=device)
+            state = folder.resume(warn=lambda text: emit({"event": "warning", "text": text}), device=how.device)
             first = state is None and not (stage is not None and stage.apart)
             run: Run | None = None
 
             def tell(text: str) -> None:
                 """What is wrong with the data. What was said when the run began is not said again."""
                 if run is not None:
-                    run.tell(text)
+                    run.notes.tell(text)
                 elif first:
                     folder.record({"kind": "warning", "text": text})
                     emit({"event": "warning", "text": text})
 
-            def prepared(config: RunConfig) -> Workshop:
-                place = (data_dirs or {}).get(config.data, data_dir)
-                return _prepared(config, data_dir=place, device=device, workers=workers, tell=tell, read=read)
-
+            prepared = partial(_prepared, how=how, tell=tell, read=read)
             make, target = prepared(config), None
             if config.transfer is not None and (first or stage is None or stage.transferred):
                 target = prepared(config.target)
@@ -216,7 +185,7 @@ def executing(
             for each, about in ((make, {}), (target, {"transferred": True})):
                 if first and each is not None and isinstance(each.data, Data) and each.data.original is not None:
                     folder.record({"kind": "data", "original": each.data.original, **about})
-            run = Run(folder, make, target, emit, checkpoint_share, stop, team, clock)
+            run = Run(folder, make, target, emit, how.checkpoint_share, stop, team, clock)
             yield from run.go(state) if place is None else run.go_to(place, state)
             if stage is None or stage.apart:
                 folder.finish()
@@ -274,36 +243,30 @@ def _disk(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _prepared(
-    config: RunConfig,
-    *,
-    data_dir: Path | None,
-    device: torch.device | str,
-    workers: int,
-    tell: Callable[[str], None],
-    read: Load,
-) -> Workshop:
+def _prepared(config: RunConfig, *, how: How, tell: Callable[[str], None], read: Load) -> Workshop:
     """What makes the networks of ``config``, with its data, once it is sure that they fit together.
 
     Raises:
         LabError: they do not, or the data are missing or damaged.
     """
-    data = read(config.data, data_dir=data_dir, inputs=config.inputs, device=device, workers=workers, tell=tell)
+    data = read(
+        config.data, data_dir=how.data_dirs.get(config.data, how.data_dir), inputs=config.inputs, device=how.device,
+        workers=how.workers, tell=tell,
+    )  # fmt: skip
     if config.examples is not None:
         if not isinstance(data, Data):
             raise LabError(f"examples: {config.data} is not held in memory as images, so leave it null")
         data = data.first(config.examples)
-    make = Workshop(config=config, data=data, device=torch.device(device))
+    make = Workshop(config=config, data=data, device=torch.device(how.device))
     make.check()
     return make
 
 
 @contextmanager
-def _surroundings(threads: int | None) -> Iterator[None]:
+def _surroundings(threads: int) -> Iterator[None]:
     """What of the process is otherwise while runs are at work: PyTorch's threads, and what is warned of."""
     before = torch.get_num_threads()
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="budget: ")  # a run says it once, when it begins

@@ -1,4 +1,4 @@
-"""Runs on a Ray cluster: the tasks of ``tombola.lab.runs.tasks``, each with its CPUs and its share of a GPU.
+"""Runs on a Ray cluster: the tasks of ``tombola.lab.runs.schedule``, each with its CPUs and its share of a GPU.
 
 The driver alone holds the run folders. A worker computes in a folder of its own that vanishes with it: what it needs of
 the run comes with its task, and each checkpoint goes back through Ray's object store. So nothing but the data has to be
@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
 from tombola.lab.runs.allocator import for_children
-from tombola.lab.runs.experiment import OnEvent
+from tombola.lab.runs.events import OnEvent
+from tombola.lab.runs.how import How
 from tombola.lab.runs.parallel import GRACE_SECONDS, carry_out
 from tombola.lab.runs.parcels import Parcel, needed
 from tombola.lab.runs.ray_task import mailbox, work
-from tombola.lab.runs.tasks import How, Schedule, Task
+from tombola.lab.runs.schedule import Schedule
+from tombola.lab.runs.tasks import Task
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -24,9 +24,10 @@ from typing import Protocol
 from tombola.lab.config import RunConfig
 from tombola.lab.errors import LabError
 from tombola.lab.runs.allocator import for_children
-from tombola.lab.runs.experiment import OnEvent
-from tombola.lab.runs.tasks import How, Schedule, Task, attempt_together
-from tombola.lab.runs.work import Event, Stopped
+from tombola.lab.runs.events import Event, OnEvent, Stopped
+from tombola.lab.runs.how import ON_ONE_CORE, How
+from tombola.lab.runs.schedule import Schedule
+from tombola.lab.runs.tasks import Task, attempt_together
 
 GRACE_SECONDS = 5.0  # after Ctrl-C, for the epochs at work to end and be saved
 
@@ -34,7 +35,7 @@ GRACE_SECONDS = 5.0  # after Ctrl-C, for the epochs at work to end and be saved
 def run_many(
     configs: Iterable[RunConfig],
     out: Path,
-    how: How | None = None,
+    how: How = ON_ONE_CORE,
     *,
     jobs: int = 1,
     on_event: OnEvent = lambda run, event: None,
@@ -42,12 +43,12 @@ def run_many(
     """Execute all runs in ``jobs`` processes, the longest first; those that are finished already are only looked at.
 
     With more than one process the stages of a search are shared out, but for those of runs that one process trains at
-    once (``how.together``): see ``tombola.lab.runs.tasks``.
+    once (``how.together``): see ``tombola.lab.runs.schedule``.
 
     Args:
         configs: the runs; one that is there twice is executed once.
         out: folder of run folders.
-        how: where and how each process computes; None: with one thread on the CPU.
+        how: where and how each process computes.
         jobs: worker processes.
         on_event: called in this process, with the name of the run's folder and the event.
 
@@ -58,7 +59,6 @@ def run_many(
         LabError: some runs failed; the others were executed all the same.
         KeyboardInterrupt: Ctrl-C. The runs at work saved where they stand.
     """
-    how = how or How()
     if jobs < 1 or how.threads < 1:
         raise LabError(f"jobs and threads must be 1 or more, not {jobs} and {how.threads}")
     configs = list(configs)

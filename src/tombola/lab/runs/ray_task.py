@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tombola.lab.config import RunConfig
+from tombola.lab.runs.events import Event, Stopped
+from tombola.lab.runs.how import How
 from tombola.lab.runs.parcels import Changes, Parcel
-from tombola.lab.runs.tasks import How, Task, attempt
-from tombola.lab.runs.work import Event, Stopped
+from tombola.lab.runs.scratch import scratch
+from tombola.lab.runs.tasks import Task, attempt
 
 
 def mailbox() -> type:
@@ -76,15 +76,15 @@ def work(
         if event["event"] not in ("start", "done"):  # which are said where the run is held
             tell(name, event, Parcel())
 
-    with tempfile.TemporaryDirectory(prefix="tombola-") as scratch:
-        folder = Path(scratch) / task.run
+    with scratch() as copies:
+        folder = copies / task.run
         parcel.unpack(folder)
         changes = Changes(folder)
         try:
             error = attempt(
-                task, Path(scratch), how, on_event=on_event, stop=lambda: stopping,
+                task, copies, how, on_event=on_event, stop=lambda: stopping,
                 saved=lambda: tell(task.run, None, changes.parcel()),
             )  # fmt: skip
         except Stopped:
             stopped = True
-        return Ended(error and error.replace(scratch, out), stopped, changes.parcel())
+        return Ended(error and error.replace(str(copies), out), stopped, changes.parcel())

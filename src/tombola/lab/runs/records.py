@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from tombola.lab.config import Dense, RunConfig
+from tombola.lab.config import RunConfig
 from tombola.lab.inputs import Text, bits
+from tombola.lab.methods import Dense
 from tombola.lab.runs.stages import Stage
 from tombola.lab.runs.train import Epoch, Measurement
 

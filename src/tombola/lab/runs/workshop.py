@@ -14,9 +14,10 @@ from torch import nn
 from tombola.flops import Count
 from tombola.lab import models
 from tombola.lab.arithmetic import count, forward, training_cost
-from tombola.lab.config import Dense, RunConfig
+from tombola.lab.config import RunConfig
 from tombola.lab.data import Dataset
 from tombola.lab.errors import LabError
+from tombola.lab.methods import Dense
 from tombola.lab.runs.mode import Mode, check_precision
 from tombola.lab.runs.thin import check_thin, thin
 from tombola.lab.seeds import derive

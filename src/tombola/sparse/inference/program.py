@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, fx
 from torch.autograd.forward_ad import unpack_dual
 
+from tombola.compiled import need
+
 AT_ONCE = 16  # images: their pixels are then whole vectors, and what flows between layers stays in the cache
 _KEPT = 8  # sizes of input
 
@@ -62,6 +64,7 @@ class Program:
         return any(parameter.requires_grad for parameter in self._parameters)
 
     def _part(self, net: fx.GraphModule, shape: tuple[int, ...]) -> _Part | None:
+        need("a sparse layer")
         from tombola.sparse.inference.assemble import Unable  # imports Numba: not before it is needed
 
         if shape not in self._parts:

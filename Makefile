@@ -1,22 +1,28 @@
 # `make run` finds winning tickets on the digits inside scikit-learn and writes a report. `make test` runs the tests that
-# take minutes together, `make test-slow` those that take longer.
+# take minutes together, and checks types beside them; `make test-slow` those that take longer.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test test-slow check clean
+MAKEFLAGS += -j2
+
+.PHONY: run test test-slow fast check lint clean
 
 run: .venv/ready
 	$(BIN)/tombola search --out runs/digits
 
-test: check
-	$(BIN)/pytest -q -n 2
+test: check fast
+
+fast: lint
+	$(BIN)/pytest -q -n 2 --dist worksteal
 
 test-slow: .venv/ready
-	$(BIN)/pytest -q -n 2 -m slow --timeout 1800
+	$(BIN)/pytest -q -n 2 --dist worksteal -m slow --timeout 1800
 
-check: .venv/ready
+lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+check: lint
 	$(BIN)/mypy
 
 .venv/ready: pyproject.toml constraints.txt

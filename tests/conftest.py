@@ -1,6 +1,9 @@
-"""Settings that every test shares: one thread, fixed seeds, hypothesis without deadlines."""
+"""Settings that every test shares: one thread, fixed seeds, hypothesis without deadlines; and runs without workers."""
 
 from __future__ import annotations
+
+import gc
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,48 @@ settings.load_profile("tombola")
 torch.set_num_threads(1)
 
 
+def pytest_collection_finish() -> None:
+    """What is here by now stays; a garbage collection that goes through it takes half a second."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+class Alone:
+    """A crew of nobody but this process: it does one task after another. A worker takes seconds to begin."""
+
+    def __init__(self, schedule: Any, how: Any, jobs: int, on_event: Any) -> None:
+        self.schedule, self.how, self.on_event = schedule, how, on_event
+
+    def work(self) -> None:
+        from tombola.lab.runs.tasks import attempt_together
+
+        while (task := self.schedule.next()) is not None:
+            tasks = [task, *self.schedule.beside(task)]
+            attempt_together(
+                tasks, self.schedule.out, self.how, on_event=self.on_event, stop=lambda: False,
+                saved=self.schedule.saved, ended=self._end,
+            )  # fmt: skip
+
+    def stop(self) -> None:
+        """There is nobody to stop."""
+
+    def kill(self) -> None:
+        """Nor to end."""
+
+    def _end(self, task: Any, error: str | None) -> None:
+        if error is None:
+            self.schedule.done(task)
+        else:
+            self.schedule.failed(task, error)
+
+
+@pytest.fixture
+def without_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands train in this process, one run after another, for tests to which it does not matter where."""
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "1")  # which a task sets too
+    monkeypatch.setattr("tombola.lab.runs.parallel._Crew", Alone)

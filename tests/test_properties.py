@@ -196,7 +196,7 @@ def test_detach_leaves_the_ticket_in_a_plain_model(entry: Entry) -> None:
 
 
 @every_method
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", [pytest.param("eager", marks=pytest.mark.slow), "aot_eager"])
 def test_one_compilation_while_masks_change(entry: Entry, backend: str) -> None:
     from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -263,7 +263,9 @@ def test_clipping_sees_live_weights_only(entry: Entry) -> None:
 
 
 @every_method
-@pytest.mark.parametrize("make", ["momentum", "adamw", "sgd fused", "adam fused"])
+@pytest.mark.parametrize(
+    "make", ["momentum", "adam fused", *(pytest.param(name, marks=pytest.mark.slow) for name in ("adamw", "sgd fused"))]
+)
 def test_a_step_that_loss_scaling_skips_changes_nothing(entry: Entry, make: str) -> None:
     """GradScaler does not call the optimiser at all, or, if it is a fused one, lets it skip by itself."""
     ends = []

@@ -6,6 +6,7 @@ Real processes over gloo, with DDP and with FSDP2; all of it in one launch.
 from __future__ import annotations
 
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,16 @@ from together import as_launched, gathered, on_cpu, spawn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-pytest.importorskip("accelerate", reason="needs accelerate: pip install 'tombola[hf]'")
-pytest.importorskip("transformers", reason="needs transformers: pip install 'tombola[hf]'")
-pytest.importorskip("lightning", reason="needs lightning: pip install 'tombola[lightning]'")
-
 import tombola
 from tombola import Masks
 from tombola.sharded import is_sharded
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of libraries of others
+MISSING = [name for name in ("accelerate", "transformers", "lightning") if find_spec(name) is None]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # of libraries of others
+    pytest.mark.skipif(bool(MISSING), reason=f"needs {' and '.join(MISSING)}: pip install 'tombola[hf,lightning]'"),
+]
 
 METHODS: dict[str, Any] = {
     "RigL": tombola.RigL(density=0.2, every=2, until=1.0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-lightning = pytest.importorskip("lightning", reason="needs lightning: pip install 'tombola[lightning]'")
+import tombola
 
-import tombola  # noqa: E402
-from tombola.adapters.lightning import AttachCallback  # noqa: E402
-
-pytestmark = pytest.mark.filterwarnings("ignore")  # of libraries of others
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # of libraries of others
+    pytest.mark.skipif(find_spec("lightning") is None, reason="needs lightning: pip install 'tombola[lightning]'"),
+]
+lightning: Any
+AttachCallback: Any
+Classifier: Any
+Look: Any
 
 EPOCHS, PARTS = 3, 2
 METHODS = {
@@ -27,21 +32,45 @@ METHODS = {
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
 
-class Classifier(lightning.LightningModule):  # type: ignore[misc, name-defined]
-    def __init__(self, optimizers: int = 1) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 2))
-        self.optimizers_made = optimizers
-        if optimizers > 1:
-            self.automatic_optimization = False
+@pytest.fixture(autouse=True, scope="module")
+def _lightning() -> None:
+    """Imported where it is used: with all that it brings along it takes seconds, in every process that collects."""
+    global lightning, AttachCallback, Classifier, Look
+    import lightning
 
-    def training_step(self, batch: list[Tensor]) -> Tensor:
-        return cross_entropy(self.net(batch[0]), batch[1])
+    from tombola.adapters.lightning import AttachCallback
 
-    def configure_optimizers(self) -> Any:
-        made = [torch.optim.AdamW(self.parameters(), lr=0.03) for _ in range(self.optimizers_made)]
-        return made if len(made) > 1 else made[0]
+    class OfLightning(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self, optimizers: int = 1) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 2))
+            self.optimizers_made = optimizers
+            if optimizers > 1:
+                self.automatic_optimization = False
+
+        def training_step(self, batch: list[Tensor]) -> Tensor:
+            return cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> Any:
+            made = [torch.optim.AdamW(self.parameters(), lr=0.03) for _ in range(self.optimizers_made)]
+            return made if len(made) > 1 else made[0]
+
+    class Looks(lightning.Callback):  # type: ignore[misc, name-defined]
+        def __init__(self, callback: Any) -> None:
+            self.callback, self.batches = callback, 0
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *others: Any) -> None:
+            run = self.callback.run
+            assert run is not None
+            self.batches += 1
+            assert run.step == trainer.global_step
+            if isinstance(run.method, tombola.RigL):
+                assert run.masks.kept == round(0.2 * run.masks.total)
+                for name, mask in run.masks.items():
+                    assert not pl_module.get_parameter(name)[~mask].any()
+
+    Classifier, Look = OfLightning, Looks
 
 
 def loader() -> DataLoader[Any]:
@@ -55,21 +84,6 @@ def trainer(callback: Any, *more: Any, **settings: Any) -> Any:
     return lightning.Trainer(
         **{**quiet, **steps, "enable_checkpointing": False, **settings}, callbacks=[callback, *more]
     )
-
-
-class Look(lightning.Callback):  # type: ignore[misc, name-defined]
-    def __init__(self, callback: AttachCallback) -> None:
-        self.callback, self.batches = callback, 0
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *others: Any) -> None:
-        run = self.callback.run
-        assert run is not None
-        self.batches += 1
-        assert run.step == trainer.global_step
-        if isinstance(run.method, tombola.RigL):
-            assert run.masks.kept == round(0.2 * run.masks.total)
-            for name, mask in run.masks.items():
-                assert not pl_module.get_parameter(name)[~mask].any()
 
 
 @every_method

@@ -188,6 +188,7 @@ def test_search_report_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert (tmp_path / "page.html").is_file()
 
 
+@pytest.mark.usefixtures("without_workers")
 def test_every_method_of_a_users_own_net(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -215,6 +216,7 @@ def load():
     assert len(list((tmp_path / "runs").glob("*/done.json"))) == 6
 
 
+@pytest.mark.usefixtures("without_workers")
 def test_a_run_that_fails_is_one_line_and_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["search", *SMALL, "--lr", "1e30", "--method", "dense", "--out", str(tmp_path), "--quiet"]) == 1
     said = capsys.readouterr()
@@ -223,8 +225,9 @@ def test_a_run_that_fails_is_one_line_and_status_1(tmp_path: Path, capsys: pytes
     assert "Traceback" not in line
 
 
+@pytest.mark.usefixtures("without_workers")
 def test_ctrl_c_says_how_to_continue(tmp_path: Path) -> None:
-    arguments = ["search", *SMALL, "--method", "imp", "--rounds", "40", "--no-controls", "--out", str(tmp_path)]
+    arguments = ["search", *SMALL, "--method", "imp", "--rounds", "25", "--no-controls", "--out", str(tmp_path)]
     command = [sys.executable, "-m", "tombola.lab.cli.main", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
@@ -413,6 +416,7 @@ def test_granet_begins_no_sparser_than_it_ends() -> None:
     assert run.method.density == 0.1  # type: ignore[union-attr]
 
 
+@pytest.mark.usefixtures("without_workers")
 def test_a_net_whose_layers_nobody_can_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -440,6 +444,7 @@ class Net(nn.Module):
     assert "takes no argument width" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_workers")
 def test_train_and_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "sparse"
     arguments = ["train", "--method", "rigl,static", "--density", "0.2,0.1", "--seeds", "0,1", *SMALL]

@@ -4,12 +4,14 @@ import functools
 import importlib.util
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from configs import DENSE
 from torch import Tensor, nn
 
 import tombola
@@ -18,6 +20,8 @@ from tombola.lab.cli.main import run
 from tombola.lab.engines import compare
 from tombola.lab.errors import LabError
 from tombola.lab.export import build, network, restored, speeds
+from tombola.lab.runs.experiment import execute
+from tombola.methods.rigl import RigL
 from tombola.sparse import convert, save, semi_structured
 from tombola.ticket import Ticket, model_tensors
 
@@ -25,8 +29,7 @@ from tombola.ticket import Ticket, model_tensors
 @pytest.fixture(scope="module")
 def ticket(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs")
-    options = ["--method", "rigl", "--density", "0.05", "--epochs", "1", "--no-dense", "--out", str(out), "--quiet"]
-    assert run(["train", *options]) == 0
+    execute(replace(DENSE, model="lenet_300_100", method=RigL(density=0.05, every=5), epochs=1), out)
     (found,) = out.glob("*/tickets/*.safetensors")
     return found
 

@@ -408,6 +408,7 @@ def test_names_and_places(tmp_path: Path) -> None:
 # ---- the command line
 
 
+@pytest.mark.usefixtures("without_workers")
 def test_a_folder_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = made(tmp_path / "pets", sizes=((40, 30),), images=10)
     (root / "train" / "cat" / "0.png").write_bytes(b"damaged")

@@ -180,6 +180,22 @@ def test_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_server_for_the_client_that_crashes_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def init(address: str, **options: Any) -> None:
+        asked.append(address)
+        raise ConnectionAbortedError("Initialization failure from server:\nTraceback\nRuntimeError: it failed\n")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(LabError, match=r"ray://here:1: Initialization failure from server: RuntimeError: it failed$"):
+        run_on_ray([DENSE], tmp_path, How(), Resources(), address="ray://here:1")
+    assert asked == ["ray://here:1"] * 3
+
+
 # ---- whoever dies
 
 
@@ -248,8 +264,11 @@ def head(tmp_path: Path) -> Iterator[str]:
     scratch = tempfile.mkdtemp(prefix="ray-")  # names of sockets may not be long
     line = ["start", "--head", "--block", f"--port={port}", f"--ray-client-server-port={server}", "--num-cpus=2"]
     line += ["--include-dashboard=false", f"--object-store-memory={STORE}", f"--temp-dir={scratch}"]
+    # its server forks one for each client, and with gRPC's own handlers of forks some of them crash as they start
+    environment = os.environ | {"GRPC_ENABLE_FORK_SUPPORT": "0"}
+    command = [sys.executable, "-m", "ray.scripts.scripts", *line]
     with (tmp_path / "ray.log").open("w") as log:
-        process = subprocess.Popen([sys.executable, "-m", "ray.scripts.scripts", *line], stdout=log, stderr=log)
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + 200
         while "Ray runtime started" not in (tmp_path / "ray.log").read_text():

@@ -115,9 +115,11 @@ def test_runs_are_whole_and_different(recipe: Recipe, scale: Scale, tmp_path: Pa
     assert len(hashes) == len(found) > 0
     seeds = (0,) if scale == "smoke" else (0, 1, 2)
     assert {config.seed for config in found} == set(seeds)
+    alike: dict[str, list[int]] = {}
     for config in found:
         assert RunConfig.from_json(config.to_json()) == config
-        assert sum(replace(config, seed=other) in found for other in seeds) == len(seeds)
+        alike.setdefault(replace(config, seed=0).content_hash, []).append(config.seed)
+    assert all(sorted(own) == list(seeds) for own in alike.values())
     assert recipe.epochs(scale) == sum(config.total_epochs for config in found)
     assert {config.seed for config in recipe.runs(scale, seeds=(7,), data_dir=tmp_path)} == {7}
 
@@ -589,6 +591,7 @@ def test_figure_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--out" in line
 
 
+@pytest.mark.usefixtures("without_workers")
 def test_the_report_says_that_it_is_reduced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "runs"
     command = ["reproduce", "rigl-lenet", "--scale", "smoke", "--seeds", "3", "--out", str(out), "--jobs", "1"]

@@ -141,6 +141,7 @@ def test_what_stays_dense_beside_sparse_layers(tmp_path: Path, monkeypatch: pyte
     assert [layer["name"] for layer in record["layers"]] == ["head.weight"]
 
 
+@pytest.mark.usefixtures("without_workers")
 def test_the_tickets_of_sparse_layers_are_like_any_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = [
         "--method",

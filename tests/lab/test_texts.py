@@ -233,6 +233,7 @@ def test_the_validation_part_is_measured_beside_the_test_part(tmp_path: Path) ->
 # ---- from the command line
 
 
+@pytest.mark.usefixtures("without_workers")
 def test_a_text_from_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -450,8 +450,13 @@ def _nothing_is_recorded() -> None:
     recorders.clear()
 
 
-@pytest.mark.parametrize("optimiser", ["momentum", "adam foreach"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "optimiser"),
+    [
+        *((method, "momentum") for method in METHODS),
+        *(pytest.param(it, "adam foreach", marks=[] if it == "granet" else pytest.mark.slow) for it in METHODS),
+    ],
+)
 def test_the_same_masks_and_losses_as_the_dense_twin(method: str, optimiser: str) -> None:
     make = partial(OPTIMIZERS[optimiser], lr=2e-3 if "adam" in optimiser else 0.1)
     torch.manual_seed(0)

@@ -18,7 +18,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import MASKS, by_row, draws, mask_of
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, AdamW
 from torch.utils.checkpoint import checkpoint
 
@@ -741,54 +740,6 @@ def test_a_move_between_forward_and_backward_is_refused(compiled: bool) -> None:
     layer.move(torch.arange(15, 30))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
-
-
-# ---- two processes
-
-gloo = pytest.mark.skipif(
-    sys.platform == "win32" or not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
-    reason="this torch has no gloo: two ranks cannot be tried here",
-)
-
-
-def pair(seed: int) -> nn.Module:
-    """Whose positions and values depend on the seed."""
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        SparseConv2d(3, 6, 3, padding=1, density=0.5),
-        nn.ReLU(),
-        nn.Flatten(),
-        SparseLinear(6 * 8 * 8, 5, density=0.1),
-        nn.ReLU(),
-        nn.Linear(5, 2),
-    )
-
-
-def be_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    meeting = f"file://{Path(folder) / 'meeting'}"
-    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
-    model = pair(seed=rank)
-    model_ddp = DistributedDataParallel(model)
-    model_ddp(images(8).chunk(2)[rank]).square().mean().backward()
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    torch.save({"state": state_of(model), "gradients": gradients}, Path(folder) / f"rank {rank}")
-    torch.distributed.destroy_process_group()
-
-
-@gloo
-def test_two_ranks_are_one(tmp_path: Path) -> None:
-    """Each with half of a batch has the gradients of one with the whole, and the first one's positions and values."""
-    torch.multiprocessing.spawn(be_rank, args=(str(tmp_path),), nprocs=2)
-    one, other = (torch.load(tmp_path / f"rank {rank}", weights_only=True) for rank in range(2))
-    alone = pair(seed=0)
-    alone(images(8)).square().mean().backward()
-    assert not same(state_of(alone), state_of(pair(seed=1)))
-    for part in ("state", "gradients"):
-        assert same(one[part], other[part])
-    assert same(one["state"], state_of(alone))
-    for name, parameter in alone.named_parameters():
-        torch.testing.assert_close(one["gradients"][name], parameter.grad, msg=name)
 
 
 # ---- on other devices: they cannot compute there, but are told apart from what can, and made it

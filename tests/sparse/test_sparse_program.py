@@ -4,6 +4,7 @@ import copy
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import pytest
@@ -78,6 +79,7 @@ class Sequence(nn.Sequential):
         return torch.flatten(self[2](y), 1)
 
 
+@cache
 def more_nets() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
     torch.manual_seed(0)
     images = {name: (net, (3, 16, 16)) for name, net in nets().items()}
@@ -93,7 +95,7 @@ def more_nets() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
 @pytest.mark.parametrize("name", more_nets())
 @pytest.mark.parametrize("batch", [1, 2, 5, AT_ONCE, 2 * AT_ONCE + 3])
 def test_the_output_is_that_of_the_dense_network(name: str, batch: int) -> None:
-    model, shape = more_nets()[name]
+    model, shape = copy.deepcopy(more_nets()[name])
     masks = random_masks(model)
     x = torch.randn(batch, *shape)
     close(run(program_of(model, masks), x), in_double(masked(model.eval(), masks), x))

@@ -95,7 +95,7 @@ def _cluster(address: str | None) -> Iterator[ModuleType]:
     ours = not ray.is_initialized()
     try:
         if ours and address is not None:
-            ray.init(address, **quiet)
+            _ask(ray, address, quiet)
         elif ours:
             try:
                 ray.init("auto", **quiet)
@@ -109,13 +109,23 @@ def _cluster(address: str | None) -> Iterator[ModuleType]:
                     )  # fmt: skip
     except Exception as error:  # Ray has many for a cluster that does not answer or is of another version
         where = address or os.environ.get("RAY_ADDRESS") or "this machine"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        first, *_, last = (str(error).strip() or type(error).__name__).splitlines() * 2
+        reason = f"{first} {last}" if first.endswith(":") else first  # then it is that of another process
         raise LabError(f"--on ray: no Ray cluster can be used at {where}: {reason}") from error
     try:
         yield ray
     finally:
         if ours:
             ray.shutdown()
+
+
+def _ask(ray: ModuleType, address: str, options: dict[str, Any]) -> None:
+    """Connect by Ray's client. The cluster forks a server for it, and now and then one crashes as it starts."""
+    for _ in range(2):
+        with contextlib.suppress(ConnectionAbortedError):
+            ray.init(address, **options)
+            return
+    ray.init(address, **options)
 
 
 def _check_room(ray: ModuleType, resources: Resources) -> None:

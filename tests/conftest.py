@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ class Alone:
     """A crew of nobody but this process: it does one task after another. A worker takes seconds to begin."""
 
     def __init__(self, schedule: Any, how: Any, jobs: int, on_event: Any) -> None:
-        self.schedule, self.how, self.on_event = schedule, how, on_event
+        self.schedule, self.how, self.on_event = schedule, replace(how, threads=1), on_event
 
     def work(self) -> None:
         from tombola.lab.runs.tasks import attempt_together

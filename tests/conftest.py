@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,13 +25,14 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # Trainers of others leave more, which wait for each other in all the tests after them
 
 
 class Alone:
     """A crew of nobody but this process: it does one task after another. A worker takes seconds to begin."""
 
     def __init__(self, schedule: Any, how: Any, jobs: int, on_event: Any) -> None:
-        self.schedule, self.how, self.on_event = schedule, how, on_event
+        self.schedule, self.how, self.on_event = schedule, replace(how, threads=1), on_event
 
     def work(self) -> None:
         from tombola.lab.runs.tasks import attempt_together
@@ -55,7 +58,12 @@ class Alone:
 
 
 @pytest.fixture
-def without_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Commands train in this process, one run after another, for tests to which it does not matter where."""
-    monkeypatch.setenv("NUMBA_NUM_THREADS", "1")  # which a task sets too
+    import numba
+
+    threads = numba.get_num_threads()
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "1")  # a task sets both
     monkeypatch.setattr("tombola.lab.runs.parallel._Crew", Alone)
+    yield
+    numba.set_num_threads(threads)

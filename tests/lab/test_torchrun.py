@@ -448,7 +448,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     begun = time.monotonic()
     status, out, err = done("-m", "tombola", *TRAIN, "--out", str(tmp_path / "file" / "out"))
     assert (status, out) == (1, "")
-    assert err.count("choose another folder with --out") == 1
+    assert err.count("choose another with --out") == 1
     assert time.monotonic() - begun < 150  # the limits of PyTorch are half an hour
 
 

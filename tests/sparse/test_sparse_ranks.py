@@ -61,7 +61,8 @@ def pair(seed: int) -> nn.Module:
 
 def gradients_of_rank(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
     model = pair(seed=rank)
-    DistributedDataParallel(model)(images(8).chunk(ranks)[rank]).square().mean().backward()
+    wrapped = DistributedDataParallel(model)  # which has to be there until the gradients are
+    wrapped(images(8).chunk(ranks)[rank]).square().mean().backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     return {"state": state_of(model), "gradients": gradients}
 

@@ -723,3 +723,16 @@ def test_schedules_are_told_apart_by_their_kind(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert task.dense is not None
     assert task.dense.accuracy.mean == 0.95  # of equal epochs the stricter one to compare with
+
+
+def test_one_setting_is_called_the_same_at_every_density(tmp_path: Path) -> None:
+    """Also where it is the only one, so that a line can go through all of them."""
+    drops, cosine = {"kind": "drops", "epochs": [3], "by": 0.1}, {"kind": "cosine", "floor": 0.0}
+    for density, schedule in ((0.2, drops), (0.1, drops), (0.1, cosine)):
+        run = config({"kind": "set", "density": density}, 0) | {"schedule": schedule}
+        folder = tmp_path / f"{density} {schedule['kind']}"
+        write(folder, run, [result("set", f"density={density}", 0, density, 0.9)])
+    rows = task_of(tmp_path).rows
+    named = ["density=0.1 schedule=cosine", "density=0.1 schedule=drops", "density=0.2 schedule=drops"]
+    assert sorted(row.setting for row in rows) == named
+    assert len({row.family for row in rows}) == 2

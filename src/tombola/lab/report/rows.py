@@ -111,7 +111,7 @@ class Row:
     @property
     def family(self) -> str:
         """The name without the density that was asked for."""
-        return re.sub(r"\s*density\s=\s\S+", "", self.name)
+        return without_density(self.name)
 
     @property
     def full_name(self) -> str:
@@ -211,6 +211,11 @@ def method_name(method: str) -> str:
 def control_name(control: str) -> str:
     """The name of a control as a reader knows it."""
     return CONTROLS.get(control, control)
+
+
+def without_density(setting: str) -> str:
+    """A setting, or its name, but for the density that was asked for."""
+    return re.sub(r"\s*density\s?=\s?\S+", "", setting).strip()
 
 
 def setting_name(setting: str) -> str:

@@ -17,7 +17,7 @@ from tombola.lab.report.against import bar_for
 from tombola.lab.report.experiments import reduced
 from tombola.lab.report.parts import parts
 from tombola.lab.report.reading import Layer, Result, Run
-from tombola.lab.report.rows import METHODS, Row, Stat, Summary, Task, stat
+from tombola.lab.report.rows import METHODS, Row, Stat, Summary, Task, stat, without_density
 
 NOT_SETTINGS = ("seed", "retrain", "controls", "control_rounds", "evaluate_every")  # change no ticket's number
 
@@ -198,15 +198,17 @@ def _asked(run: Run, round_: int) -> float | None:
 
 
 def _suffixes(runs: list[Run]) -> dict[str, str]:
-    """What tells apart settings that share a label: the config entries in which they differ, as "key=value"."""
+    """What tells apart settings that share a label but for the density: the config entries in which they differ, as
+    "key=value". All that share it have the same entries, so that a line can follow one setting from density to density.
+    """
     labels: dict[tuple[str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
     for run in runs:
         for result in run.results:
-            labels[result.method, result.setting][_key(run.config)] = _flat(run.config)
+            labels[result.method, without_density(result.setting)][_key(run.config)] = _flat(run.config)
     suffixes = {_key(run.config): "" for run in runs}
     for same in labels.values():
         if len(same) > 1:
-            names = sorted({name for flat in same.values() for name in flat} - set(NOT_SETTINGS))
+            names = sorted({name for flat in same.values() for name in flat} - {*NOT_SETTINGS, "method.density"})
             differing = [name for name in names if len({json.dumps(flat.get(name)) for flat in same.values()}) > 1]
             for key, flat in same.items():
                 suffixes[key] = " ".join(f"{_called(name)}={flat.get(name)}" for name in _shorter(differing))

@@ -294,10 +294,10 @@ class Attachment:
             if (model := self._model()) is not None:
                 check_membership(self.parameters, model)
             self._ranks.stand_alike(self.step, self._state)
-        vouched_for = self._state.vouched_for(self._moment())
-        self._gradients.check(self.step, look=self._must_look(), vouched_for=vouched_for)
+        moment = self._moment()
+        self._gradients.check(self.step, look=self._must_look(), vouched_for=self._state.vouched_for(moment))
         if isinstance(self._state, (SoftState, DynamicState)):
-            self._state.before_step(self._moment())
+            self._state.before_step(moment)
 
     def _must_look(self) -> bool:
         """Whether the gradients up to this step must be known to be finite, even if that means to wait for a device.

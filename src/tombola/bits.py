@@ -113,16 +113,14 @@ def _unpacking(dtype: torch.dtype, device: torch.device) -> Tensor:
 
 def _sweep(dtype: torch.dtype, layers: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
     """Clear tensors of one type under bits, by compiled code: those that are seen to be finite."""
-    from tombola.sparse.threads import (  # imports Numba, which takes a while: not before there is a mask
-        parts,
-        run_table,
-    )
+    from tombola.sparse.threads import sweep  # imports Numba, which takes a while: not before there is a mask
 
     size, at = dtype.itemsize, [(values.data_ptr(), packed.data_ptr()) for values, packed in layers]
-    cut = list(parts([values.numel() for values, _ in layers], least=_WORTH))
-    table = [[count, at[which][0] + begin * size, at[which][1] + begin // 8, 0] for which, begin, count in cut]
-    found = run_table(_kernel(dtype), table)[:, 3] if table else ()
-    endless = {which for (which, *_), is_endless in zip(cut, found, strict=True) if is_endless}
+
+    def addresses(which: int, begin: int) -> tuple[int, int]:
+        return at[which][0] + begin * size, at[which][1] + begin // 8
+
+    endless = sweep(_kernel(dtype), [values.numel() for values, _ in layers], addresses, least=_WORTH)
     return [values for which, (values, _) in enumerate(layers) if which not in endless]
 
 

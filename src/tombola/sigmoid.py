@@ -53,7 +53,7 @@ def pull_back(layers: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]], mask: Sig
     Returns:
         of each layer whether the gradient of its effective weight is finite.
     """
-    endless = {which for which, found in _sweep("pull_back", layers, mask) if found}
+    endless = _sweep("pull_back", layers, mask)
     return [which not in endless for which in range(len(layers))]
 
 
@@ -62,20 +62,23 @@ def apply(layers: Sequence[tuple[Tensor, Tensor, Tensor]], mask: Sigmoid) -> Non
     _sweep("apply", layers, mask)
 
 
-def _sweep(name: str, layers: Sequence[Sequence[Tensor]], mask: Sigmoid) -> list[tuple[int, int]]:
-    """Run a loop over all layers: which layer each part is of, and the last field of its line afterwards."""
+def _sweep(name: str, layers: Sequence[Sequence[Tensor]], mask: Sigmoid) -> set[int]:
+    """Run a loop over all layers: the numbers of those of which it tells something."""
     if not layers:
-        return []
-    from tombola.sparse.threads import parts, run_table  # imports Numba: not before there is a score
+        return set()
+    from tombola.sparse.threads import sweep  # imports Numba: not before there is a score
 
     at = [[tensor.data_ptr() for tensor in layer] for layer in layers]
-    cut = list(parts([layer[0].numel() for layer in layers], least=_LEAST))
-    table = [[count, *(address + 4 * begin for address in at[which]), 0] for which, begin, count in cut]
+
+    def addresses(which: int, begin: int) -> list[int]:
+        return [address + 4 * begin for address in at[which]]
+
     numbers = np.array([mask.beta, mask.scale, mask.beta * mask.scale * mask.price], np.float32).view(np.int32)
-    found = run_table(_kernel(name), table, *numbers.tolist())
+    sizes = [layer[0].numel() for layer in layers]
+    told = sweep(_kernel(name), sizes, addresses, *numbers.tolist(), least=_LEAST)
     for tensor in chain(*layers):
         torch.autograd.graph.increment_version(tensor)  # a graph that still needs the old numbers is told
-    return [(which, line[-1]) for (which, *_), line in zip(cut, found.tolist(), strict=True)]
+    return told
 
 
 @cache

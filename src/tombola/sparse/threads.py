@@ -8,7 +8,7 @@ write where no other does, so that it does not matter which thread takes it.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from threading import Thread
@@ -81,28 +81,25 @@ def run(loop: Any, job: list[int]) -> None:
             thread.join()
 
 
-def run_table(loop: Any, table: list[list[int]], *more: int) -> Any:
-    """:func:`run` with a job whose chunks are the lines of a table: counter, chunks, address of the table, ``more``.
+def sweep(
+    loop: Any, sizes: list[int], addresses: Callable[[int, int], Sequence[int]], *more: int, least: int
+) -> set[int]:
+    """:func:`run` over arrays of these sizes, cut for the threads into parts of ``least`` numbers or more.
+
+    Its job: counter, chunks, address of a table, ``more``. A line of the table: how many numbers a part has, the
+    ``addresses`` of the array of this number from the part's beginning, a multiple of 16, on; and 0.
 
     Returns:
-        the table as an array, which the loop may have written to.
-    """
-    lines = np.array(table, dtype=np.int64)
-    if table:
-        run(loop, [0, len(table), lines.ctypes.data, *more])
-    return lines
-
-
-def parts(sizes: list[int], *, least: int) -> Iterator[tuple[int, int, int]]:
-    """Cut arrays of these sizes up for the threads to share, into parts of at least so many numbers, if there are.
-
-    Yields:
-        of each part which array it is of, where in it it begins (a multiple of 16), and how many numbers it has.
+        numbers of the arrays of which the loop has made that 0 something else in some part.
     """
     most = -(-max(least, sum(sizes) // (4 * torch.get_num_threads())) // 16) * 16
-    for which, size in enumerate(sizes):
-        for begin in range(0, size, most):
-            yield which, begin, min(most, size - begin)
+    cut = [(which, begin) for which, size in enumerate(sizes) for begin in range(0, size, most)]
+    if not cut:
+        return set()
+    table = [[min(most, sizes[which] - begin), *addresses(which, begin), 0] for which, begin in cut]
+    lines = np.array(table, dtype=np.int64)
+    run(loop, [0, len(cut), lines.ctypes.data, *more])
+    return {which for (which, _), told in zip(cut, lines[:, -1].tolist(), strict=True) if told}
 
 
 @cache

@@ -21,6 +21,7 @@ from tombola.sparse.positions import random_places
 
 ENTRIES = 2**21  # numbers of one block, at most
 FEWEST, BLOCKS = 2**17, 32  # of a layer that is not large: memory follows it, and more blocks stay in the cache
+ROOM = 2**14  # numbers of a block that are looked at before what was found is cut to size
 SHUFFLED = 2**22  # equal numbers that are put in random order; of more, some are drawn
 
 Piece = tuple[Tensor, Tensor]  # input (C, H, W, N) and output gradient (O, H', W', N) of one backward pass
@@ -130,7 +131,7 @@ def best(
         return taken.new_empty(0)
     if entries is None:
         entries = min(max(scores.outputs * scores.width // BLOCKS, FEWEST), ENTRIES)
-    found = _Largest(number, room=_rows(scores, entries) * scores.width)
+    found = _Largest(number)
     for offset, block in _blocks(scores, taken, entries):
         found.add(block, offset)
     values, places = found.values, found.places
@@ -164,11 +165,11 @@ class _Largest:
         cut: a number; some of those equal to it were let go, because there were too many. −1: none were.
     """
 
-    def __init__(self, number: int, *, room: int) -> None:
+    def __init__(self, number: int) -> None:
         self._number, self._count, self._least, self.cut = number, 0, 0.0, -1.0
         self._full = 2 * number + 1024
-        self._values = torch.empty(self._full + room)
-        self._places = torch.empty(self._full + room, dtype=torch.int64)
+        self._values = torch.empty(self._full + ROOM)
+        self._places = torch.empty(self._full + ROOM, dtype=torch.int64)
 
     @property
     def values(self) -> Tensor:
@@ -183,10 +184,12 @@ class _Largest:
         from tombola.sparse.scan import scan  # imports Numba: not before it is needed
 
         arrays = self._values.numpy(), self._places.numpy()
-        least, strict = np.float32(self._least), self._least == self.cut
-        self._count = scan(block.numpy(), offset, least, strict, *arrays, self._count)
-        if self._count > self._full:
-            self._cut()
+        for begin in range(0, len(block), ROOM):
+            least, strict = np.float32(self._least), self._least == self.cut
+            part = block[begin : begin + ROOM].numpy()
+            self._count = scan(part, offset + begin, least, strict, *arrays, self._count)
+            if self._count > self._full:
+                self._cut()
 
     def _cut(self) -> None:
         values, places = self.values, self.places

@@ -394,7 +394,8 @@ def test_normalising_is_batch_norm_in_double_precision(shape: tuple[int, ...], r
     weight, bias = torch.randn(shape[0]), torch.randn(shape[0])
     above = torch.randn(shape)
     tensors = [tensor.requires_grad_() for tensor in (x, weight, bias)]
-    y, mean, variance = normalised(*tensors, 1e-5, relu=relu)
+    y, mean, variance = normalised(outside(x), weight, bias, 1e-5, relu=relu)
+    y = y.movedim(0, -1)
     found = torch.autograd.grad(y, tensors, above)
     doubles = [tensor.detach().double().requires_grad_() for tensor in tensors]
     exact = F.batch_norm(doubles[0].flatten(1).T, None, None, *doubles[1:], training=True).T.reshape(shape)
@@ -409,9 +410,9 @@ def test_normalising_is_batch_norm_in_double_precision(shape: tuple[int, ...], r
 def test_normalising_keeps_nan() -> None:
     x = torch.randn(2, 3, 3, 4)
     x[0, 0, 0, 0] = torch.nan
-    y, *_ = normalised(x, torch.ones(2), torch.zeros(2), 1e-5, relu=True)
-    assert y[0].isnan().all()
-    assert y[1].isfinite().all()
+    y, *_ = normalised(outside(x), torch.ones(2), torch.zeros(2), 1e-5, relu=True)
+    assert y[:, 0].isnan().all()
+    assert y[:, 1].isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -153,11 +153,11 @@ def test_a_relu_in_the_product(mask: str, groups: int) -> None:
         assert (before < 0).any()
     before.relu().backward(gradient.double())
 
-    turned = x.movedim(0, -1).contiguous().requires_grad_()
-    y = product(turned, layer.values, layer.bias, layer.positions, layer.geometry, relu=True)
-    y.backward(gradient.movedim(0, -1))
-    assert torch.equal(y.movedim(-1, 0).double(), before.relu())
-    assert torch.equal(turned.grad.movedim(-1, 0).double(), exact.grad)
+    x.requires_grad_()
+    y = product(x, layer.values, layer.bias, layer.positions, layer.geometry, relu=True)
+    y.backward(gradient)
+    assert torch.equal(y.double(), before.relu())
+    assert torch.equal(x.grad.double(), exact.grad)
     assert torch.equal(layer.bias.grad.double(), bias.grad)
     rows = layer.mask().movedim(1, -1)
     assert torch.equal(layer.values.grad.double(), weight.grad.movedim(1, -1)[rows])
@@ -468,7 +468,7 @@ def test_nan_passes_the_relu_of_the_product() -> None:
     layer = SparseLinear(1, 1, bias=False, density=1.0)
     with torch.no_grad():
         layer.values.fill_(2.0)
-    x = torch.tensor([[[[torch.nan, -torch.inf, torch.inf, -1.0, 1.0]]]], requires_grad=True)
+    x = torch.tensor([[torch.nan], [-torch.inf], [torch.inf], [-1.0], [1.0]], requires_grad=True)
     y = product(x, layer.values, None, layer.positions, layer.geometry, relu=True)
     assert str(y.flatten().tolist()) == "[nan, 0.0, inf, 0.0, 2.0]"
     (by_x,) = torch.autograd.grad(y, x, torch.ones_like(y))

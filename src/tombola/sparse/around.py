@@ -23,15 +23,15 @@ class _BatchNorm2d(nn.BatchNorm2d):
         if x.ndim != 4 or not is_innermost(x):
             y = super().forward(x)
             return torch.relu_(y) if self.relu else y
-        turned = inside(x)
         if self.training and self.affine and x.dtype is torch.float32 and not torch.compiler.is_compiling():
-            return outside(self._normalised(turned))
+            return self._normalised(x)
+        turned = inside(x)
         channels, height, width, batch = turned.shape
         y = super().forward(turned.view(1, channels, height, width * batch)).view(turned.shape)
         return outside(torch.relu_(y) if self.relu else y)
 
     def _normalised(self, x: Tensor) -> Tensor:
-        count = x.numel() // max(x.shape[0], 1)
+        count = x.numel() // max(x.shape[1], 1)
         if count < 2:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
         y, mean, variance = normalised(x, self.weight, self.bias, self.eps, relu=self.relu)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from tombola.sparse.geometry import Geometry, Pair
 from tombola.sparse.layer import SparseLayer
-from tombola.sparse.layout import inside, outside
 
 Size = int | tuple[int, ...]
 
@@ -84,12 +83,7 @@ class _SparseConvolution(SparseLayer):
         """See the class; with ``added``, the sum of the output and that."""
         dimensions = len(self.shape)
         x = self._checked(x, x.shape[1] if x.ndim == dimensions else 0, f"({self._form})")
-        if added is not None:
-            added = added[(None,) * (dimensions - added.ndim)].movedim(0, -1)
-        if dimensions == 4:
-            return outside(self._multiply(inside(x), added))
-        more = None if added is None else added.unsqueeze(1)
-        return outside(self._multiply(inside(x).unsqueeze(1), more).squeeze(1))
+        return self._multiply(x, added)
 
 
 class SparseConv2d(_SparseConvolution):

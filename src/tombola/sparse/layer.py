@@ -188,14 +188,14 @@ class SparseLayer(nn.Module):
     # ---- at work
 
     def _multiply(self, x: Tensor, added: Tensor | None = None) -> Tensor:
-        """(C, H, W, N) -> (O, H', W', N), to which ``added``, of any shape that goes with it, is added."""
+        """(N, C, …) -> (N, O, …), to which ``added``, of any shape that goes with it, is added."""
         g = self.geometry
         if added is not None:
-            shape = (g.outputs, *g.result_size(*x.shape[1:3]), x.shape[3])
+            sizes = g.result_size(*(1,) * (4 - x.ndim), *x.shape[2:])
+            shape = (x.shape[0], g.outputs, *sizes[4 - x.ndim :])
             if tuple(added.shape) != shape or added.dtype is not torch.float32:
                 total = product(x, self.values, self.bias, self.positions, g) + added
                 return total.relu() if self.relu else total
-            added = added.contiguous()
         return product(x, self.values, self.bias, self.positions, g, relu=self.relu, added=added)
 
     def _checked(self, x: Tensor, channels: int, dimensions: str) -> Tensor:

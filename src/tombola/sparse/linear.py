@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from tombola.sparse.geometry import Geometry
 from tombola.sparse.layer import SparseLayer
-from tombola.sparse.layout import inside, outside
 
 
 class SparseLinear(SparseLayer):
@@ -61,7 +60,8 @@ class SparseLinear(SparseLayer):
     def forward(self, x: Tensor) -> Tensor:
         """(…, in_features) -> (…, out_features)."""
         x = self._checked(x, x.shape[-1] if x.ndim else 0, "(…, in_features)")
+        if x.ndim == 2:
+            return self._multiply(x)
         rows = math.prod(x.shape[:-1])  # of an empty layer it could not be told from the number of entries
         flat = x.movedim(-1, 0).reshape(self.in_features, rows).T  # one copy, even if the features are neither end
-        result = self._multiply(inside(flat).view(self.in_features, 1, 1, rows))
-        return outside(result.view(self.out_features, rows)).view(*x.shape[:-1], self.out_features)
+        return self._multiply(flat).view(*x.shape[:-1], self.out_features)

@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tombola.sparse.layout import inside
+
 
 def normalised(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(C, H, W, N) -> the same, normalised over all but C, scaled, shifted, and at least 0 if ``relu``.
+    """(N, C, H, W) with the batch innermost -> the same, normalised over all but C, scaled, shifted, and at least 0 if
+    ``relu``.
 
     Also returns mean and biased variance, (C,).
     """
@@ -28,8 +31,7 @@ class _Normalised(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, relu: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        x = x.contiguous()
-        y, (mean, variance, scale, shift) = torch.empty_like(x), x.new_empty(4, x.shape[0])
+        y, (mean, variance, scale, shift) = torch.empty_like(x), x.new_empty(4, x.shape[1])
         _launch(_forward(), x, [x, y, weight, bias, mean, variance, scale, shift], int(relu), eps)
         ctx.save_for_backward(x, weight, mean, variance, scale, shift)
         ctx.relu, ctx.eps = relu, eps
@@ -40,8 +42,8 @@ class _Normalised(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> Any:
         x, weight, mean, variance, scale, shift = ctx.saved_tensors
-        by_x, (by_weight, by_bias) = torch.empty_like(x), x.new_empty(2, x.shape[0])
-        tensors = [x, gradient.contiguous(), by_x, weight, mean, variance, scale, shift, by_weight, by_bias]
+        by_x, (by_weight, by_bias) = torch.empty_like(x), x.new_empty(2, x.shape[1])
+        tensors = [x, inside(gradient), by_x, weight, mean, variance, scale, shift, by_weight, by_bias]
         _launch(_backward(), x, tensors, int(ctx.relu), ctx.eps)
         return by_x, by_weight, by_bias, None, None
 
@@ -50,7 +52,7 @@ def _launch(loop: Any, x: Tensor, tensors: list[Tensor], relu: int, eps: float) 
     from tombola.sparse.threads import run  # imports Numba: not before it is needed
 
     settings = np.array([eps], dtype=np.float64)
-    channels = x.shape[0]
+    channels = x.shape[1]
     if x.numel():
         size = x.numel() // channels
         run(loop, [0, channels, size, relu, settings.ctypes.data, *(tensor.data_ptr() for tensor in tensors)])

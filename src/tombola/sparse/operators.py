@@ -14,7 +14,9 @@ from torch.autograd.function import once_differentiable
 
 from tombola.sparse import execution
 from tombola.sparse.geometry import Geometry, Pair
+from tombola.sparse.layout import inside, outside, usual
 from tombola.sparse.positions import Positions
+from tombola.sparse.rectified import through_relu
 
 _Sizes = list[int]  # a Geometry's numbers one after the other
 
@@ -32,34 +34,35 @@ def product(
     """The output of a sparse layer.
 
     Args:
-        x: (C, H, W, N), float32.
+        x: (N, C), (N, C, W) or (N, C, H, W), float32; an image of one row has no need to say so.
         values: (nnz,), float32.
         bias: (O,), float32, or None.
         positions: where the values stand.
         geometry: the shape of the layer.
         relu: whether negative outputs become 0.
-        added: (O, H', W', N), float32: what is added to the output, before the ReLU.
+        added: (N, O, …), of the output's shape, float32: what is added to it, before the ReLU.
 
     Returns:
-        (O, H', W', N).
+        (N, O, …), with the batch innermost.
     """
     if torch.compiler.is_compiling():
         pairs = (geometry.kernel, geometry.stride, geometry.padding, geometry.dilation)
         sizes = [geometry.inputs, geometry.outputs, *(number for pair in pairs for number in pair)]
         pointers, _, *structure, _, _ = positions
-        if added is None:
-            return sparse_product(x, values, bias, pointers, *structure, sizes, relu)  # type: ignore[no-any-return]
-        total: Tensor = sparse_product(x, values, bias, pointers, *structure, sizes, False) + added
-        return total.relu() if relu else total
+        fused = relu and added is None
+        y = sparse_product(_planes(inside(x)), values, bias, pointers, *structure, sizes, fused)
+        y = outside(_like(x, y)) if added is None else outside(_like(x, y)) + added
+        return y.relu() if relu and not fused else y
     # the same without the operator's bookkeeping, which takes longer than a small layer
     if torch.is_grad_enabled():
-        arguments = (x, values, bias, added, positions, geometry, relu)
-        return _Product.apply(*arguments)  # type: ignore[no-any-return, no-untyped-call]
-    pointers, entries, blocks = positions.pointers, positions.entries, positions.blocks
-    return execution.forward(x, values, bias, pointers, entries, geometry, relu, blocks, added)
+        return _Product.apply(x, values, bias, added, positions, geometry, relu)  # type: ignore[no-any-return, no-untyped-call]
+    return _forward(x, inside(x), values, bias, added, positions, geometry, relu)
 
 
 class _Product(torch.autograd.Function):
+    """Its output and gradients are no views, although the loops know another order of their dimensions: PyTorch adds
+    up the gradients of a tensor that is used twice in place if nobody else has a part of their memory."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -71,9 +74,10 @@ class _Product(torch.autograd.Function):
         geometry: Geometry,
         relu: bool,
     ) -> Tensor:
-        pointers, entries, blocks = positions.pointers, positions.entries, positions.blocks
-        output = execution.forward(x, values, bias, pointers, entries, geometry, relu, blocks, added)
-        ctx.save_for_backward(x, values, output if relu else None)
+        turned = inside(x)
+        output = _forward(x, turned, values, bias, added, positions, geometry, relu).data
+        ctx.copied = turned.data_ptr() != x.data_ptr()
+        ctx.save_for_backward(outside(turned) if ctx.copied else x, values, output if relu else None)
         ctx.positions, ctx.geometry = positions, geometry
         return output
 
@@ -82,23 +86,53 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, values, output = ctx.saved_tensors
         positions, geometry = ctx.positions, ctx.geometry
-        gradient = _through_relu(gradient, output)
-        by_x = by_values = by_bias = None
+        turned, below, by_bias = inside(gradient), _planes(inside(x)), None
+        if output is not None:
+            turned, by_bias = through_relu(turned, inside(output))
+            gradient = outside(turned).data
+        above = _planes(turned)
+        by_x = by_values = None
         if ctx.needs_input_grad[0]:
             back = positions.back_pointers, positions.back_entries, positions.order
-            by_x = execution.by_input(gradient, values, *back, geometry, x.shape[1], x.shape[2], positions.back_blocks)
+            size = below.shape[1], below.shape[2]
+            found = execution.by_input(above, values, *back, geometry, *size, positions.back_blocks)
+            by_x = outside(_like(x, found)).data
+            by_x = usual(by_x) if ctx.copied else by_x
         if ctx.needs_input_grad[1]:
             by_values = execution.by_values(
-                gradient, x, positions.pointers, positions.entries, geometry, positions.blocks
+                above, below, positions.pointers, positions.entries, geometry, positions.blocks
             )
-        if ctx.needs_input_grad[2]:
-            by_bias = gradient.sum((1, 2, 3))
+        if not ctx.needs_input_grad[2]:
+            by_bias = None
+        elif by_bias is None:
+            by_bias = above.sum((1, 2, 3))
         return by_x, by_values, by_bias, gradient if ctx.needs_input_grad[3] else None, None, None, None
 
 
-def _through_relu(gradient: Tensor, output: Tensor | None) -> Tensor:
-    gradient = gradient.contiguous()
-    return gradient if output is None else torch.ops.aten.threshold_backward(gradient, output, 0)
+def _forward(
+    x: Tensor,
+    turned: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    added: Tensor | None,
+    positions: Positions,
+    geometry: Geometry,
+    relu: bool,
+) -> Tensor:
+    pointers, entries, blocks = positions.pointers, positions.entries, positions.blocks
+    more = None if added is None else _planes(inside(added))
+    y = execution.forward(_planes(turned), values, bias, pointers, entries, geometry, relu, blocks, more)
+    return outside(_like(x, y))
+
+
+def _planes(x: Tensor) -> Tensor:
+    """(C, …, N) -> (C, H, W, N)."""
+    return x if x.ndim == 4 else x.view(x.shape[0], *(1,) * (4 - x.ndim), *x.shape[1:])
+
+
+def _like(x: Tensor, y: Tensor) -> Tensor:
+    """(O, H, W, N) -> (O, …, N), with as many dimensions as ``x``."""
+    return y if x.ndim == 4 else y.view(y.shape[0], *y.shape[5 - x.ndim :])
 
 
 # ---- the same for PyTorch's compiler and exporter
@@ -164,6 +198,11 @@ def _(*arguments: Any) -> Tensor:
 @sparse_value_gradient.register_fake
 def _(*arguments: Any) -> Tensor:
     return arguments[1].new_empty(arguments[3].numel())  # type: ignore[no-any-return]
+
+
+def _through_relu(gradient: Tensor, output: Tensor | None) -> Tensor:
+    gradient = gradient.contiguous()
+    return gradient if output is None else torch.ops.aten.threshold_backward(gradient, output, 0)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -407,6 +407,21 @@ def test_normalising_is_batch_norm_in_double_precision(shape: tuple[int, ...], r
         torch.testing.assert_close(one.double(), other, rtol=1e-3, atol=2e-3)
 
 
+def test_gradients_of_what_is_used_twice_are_added_up_in_place() -> None:
+    """PyTorch does so if nobody else knows their memory: no view of them, no other tensor."""
+    conv, norm = SparseConv2d(3, 3, 3, padding=1, density=0.5), nn.BatchNorm2d(3)
+    make_aware(norm)
+    x, one, other = (outside(torch.ones(3, 8, 8, 4).cumsum(1)).requires_grad_() for _ in range(3))
+    loss = (norm(x) * conv(x, x)).sum()
+    with torch.profiler.profile() as seen:
+        loss.backward()
+    (norm(one) * conv(other, other)).sum().backward()
+    torch.testing.assert_close(x.grad, one.grad + other.grad)
+    calls = {event.key: event.count for event in seen.key_averages()}
+    assert "aten::add" not in calls
+    assert calls["aten::add_"] >= 2
+
+
 def test_normalising_keeps_nan() -> None:
     x = torch.randn(2, 3, 3, 4)
     x[0, 0, 0, 0] = torch.nan

@@ -1,7 +1,8 @@
 """The operators of sparse layers and their gradients: ``tombola::sparse_product``, ``…_input_gradient``,
 ``…_value_gradient``.
 
-They take and give float32 arrays on the CPU with the batch innermost, ``(channels, height, width, batch)``.
+They take and give float32 arrays on the CPU with the batch innermost, ``(channels, height, width, batch)``;
+:func:`product`, which layers call, takes and gives shapes as PyTorch has them.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def test_names_and_texts() -> None:
         assert (recipe.configs is None) != (recipe.draw is None)
         if recipe.configs is not None:
             assert recipe.text("cpu").startswith(recipe.text("full"))
-            assert "Reduced (cpu scale): " in recipe.text("cpu")
+            assert f"Reduced (cpu scale): {recipe.cpu}" in recipe.text("cpu")
             assert "Reduced (smoke scale): " in recipe.text("smoke")
             assert "educed" not in recipe.text("full")
 

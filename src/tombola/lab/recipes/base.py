@@ -79,7 +79,8 @@ class Recipe:
     def text(self, scale: Scale) -> str:
         """What is done at this scale, and where that departs from the paper."""
         smaller = by(scale, full="", cpu=self.cpu, smoke=SMOKE)
-        label = f"{reduced(scale)}: {smaller}".capitalize() if smaller else ""
+        said = reduced(scale)
+        label = f"{said[:1].upper()}{said[1:]}: {smaller}" if smaller else ""
         return " ".join(part for part in (self.about, self.departures, label) if part)
 
 

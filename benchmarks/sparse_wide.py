@@ -17,8 +17,8 @@ Times are printed, never written: they need a machine of their own.
 
 The wide net does not train in less memory than its twin where both have as many weights: a non-zero takes twice a
 weight's memory (value, gradient and momentum, and its place three times over), and the activations are ten times as
-many. Where 1 % is much less than the twin has, as on large inputs, plain steps take less, but not those with a move. It
-always trains in a small part of what the same net takes under masks.
+many. Where 1 % is much less than the twin has, as on large inputs, it takes less, with the moves of RigL too. It always
+trains in a small part of what the same net takes under masks.
 """
 
 from __future__ import annotations

@@ -29,11 +29,11 @@ class Turns:
         """Mean times of each function in each turn; a turn that other processes disturbed is done again."""
         for function in functions.values():
             function()
-            function()
         taken: dict[str, list[float]] = {name: [] for name in functions}
         while len(next(iter(taken.values()))) < self.repeats:
             before, turn = _cpu_seconds(), {}
             for name, function in functions.items():
+                function()  # the first after another alternative finds the caches full of that one's numbers
                 start, calls = time.perf_counter(), 0
                 while calls == 0 or time.perf_counter() - start < AT_LEAST:
                     function()

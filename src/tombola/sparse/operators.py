@@ -1,5 +1,5 @@
 """The operators of sparse layers and their gradients: ``tombola::sparse_product``, ``…_input_gradient``,
-``…_value_gradient``.
+``…_value_gradient``, ``…_relu_gradient``.
 
 They take and give float32 arrays on the CPU with the batch innermost, ``(channels, height, width, batch)``;
 :func:`product`, which layers call, takes and gives shapes as PyTorch has them.
@@ -184,6 +184,12 @@ def sparse_value_gradient(gradient: Tensor, x: Tensor, pointers: Tensor, entries
     return execution.by_values(gradient.contiguous(), x, pointers, entries, _geometry(sizes), lent=True)
 
 
+@torch.library.custom_op("tombola::sparse_relu_gradient", mutates_args=(), device_types="cpu")
+def sparse_relu_gradient(gradient: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+    """(O, H', W', N) both -> (O, H', W', N), and (O,)."""
+    return through_relu(gradient.contiguous(), output.contiguous())
+
+
 @sparse_product.register_fake
 def _(*arguments: Any) -> Tensor:
     x, geometry = arguments[0], _geometry(arguments[8])
@@ -201,9 +207,9 @@ def _(*arguments: Any) -> Tensor:
     return arguments[1].new_empty(arguments[3].numel())  # type: ignore[no-any-return]
 
 
-def _through_relu(gradient: Tensor, output: Tensor | None) -> Tensor:
-    gradient = gradient.contiguous()
-    return gradient if output is None else torch.ops.aten.threshold_backward(gradient, output, 0)
+@sparse_relu_gradient.register_fake
+def _(gradient: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+    return gradient.new_empty(gradient.shape), gradient.new_empty(gradient.shape[0])
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -214,14 +220,17 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     x, values, pointers, entries, back_pointers, back_entries, order, output = ctx.saved_tensors
-    gradient = _through_relu(gradient, output)
     by_x = by_values = by_bias = None
+    if output is not None:
+        gradient, by_bias = sparse_relu_gradient(gradient, output)
     if ctx.needs_input_grad[0]:
         back = back_pointers, back_entries, order
         by_x = sparse_input_gradient(gradient, values, *back, ctx.sizes, x.shape[1], x.shape[2])
     if ctx.needs_input_grad[1]:
         by_values = sparse_value_gradient(gradient, x, pointers, entries, ctx.sizes)
-    if ctx.needs_input_grad[2]:
+    if not ctx.needs_input_grad[2]:
+        by_bias = None
+    elif by_bias is None:
         by_bias = gradient.sum((1, 2, 3))
     return by_x, by_values, by_bias, *[None] * 7
 

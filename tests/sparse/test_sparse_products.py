@@ -322,12 +322,14 @@ class Framed(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, kinds: Any, arguments: Any = (), options: Any = None) -> Any:
         made = function(*arguments, **(options or {}))
-        if function not in (torch.ops.aten.new_empty.default, torch.ops.aten.new_zeros.default):
+        aten = torch.ops.aten
+        makers = aten.new_empty.default, aten.new_empty_strided.default, aten.empty_like.default, aten.new_zeros.default
+        if function not in makers:
             return made
         memory = torch.full((made.numel() + 64,), 7.0)
         self.memories.append(memory)
-        framed = memory[32 : 32 + made.numel()].view(made.shape)
-        return framed.zero_() if function is torch.ops.aten.new_zeros.default else framed
+        framed = memory.as_strided(made.shape, made.stride(), 32)
+        return framed.zero_() if function is aten.new_zeros.default else framed
 
     def intact(self) -> bool:
         return all(bool((torch.cat([memory[:32], memory[-32:]]) == 7).all()) for memory in self.memories)

@@ -1,203 +1,199 @@
 """A sparse layer's output and both its gradients, by the compiled loops of :mod:`~tombola.sparse.kernels`.
 
-Arrays are float32 on the CPU with the batch innermost: ``(channels, height, width, batch)``, or ``(steps, channels,
-batch)`` for the weights of recurrent layers.
+Arrays are float32 on the CPU. What counts is how they lie in memory, not their shapes: channel by channel, each of
+``size``, ``(height, width, batch)``; or, for the weights of recurrent layers, step by step, and ``size`` is ``(steps,
+batch)``. It is that of the layer's input throughout.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tombola.compiled import need
 from tombola.sparse.geometry import Geometry, Pair, Plan
+from tombola.sparse.positions import Rows
 
 CHUNKS = 4  # for each thread, at least, where the rows allow it
 SHARES = 16  # in which the gradient by the values is summed up
 _WIDE = 64  # floats of a piece from which on it pays to take columns in blocks
+
+_SLACK = 16  # floats after padded images that may be read, at least a vector
+
+Size = tuple[int, ...]
 
 # Address of a layer's pointers, which stays when it moves -> what is shown the input and the output gradient of each of
 # its backward passes, and told whether they are lent. Empty but before a move that grows by the gradient.
 recorders: dict[int, Callable[[Tensor, Tensor, bool], None]] = {}
 
 
-def forward(
+def product(
     x: Tensor,
+    result: Tensor,
+    size: Size,
     values: Tensor,
     bias: Tensor | None,
-    pointers: Tensor,
-    entries: Tensor,
+    rows: Rows,
     geometry: Geometry,
-    relu: bool,
-    blocks: Tensor | None = None,
+    *,
+    relu: bool = False,
     added: Tensor | None = None,
-) -> Tensor:
-    """The output, (O, H', W', N) or (steps, O, N); see :func:`~tombola.sparse.operators.product`.
+) -> None:
+    """Write the output into ``result``; see :func:`~tombola.sparse.operators.product`.
 
     Raises:
         ImportError: Numba is missing, in the process that a pickled layer was brought to.
-        ValueError: an image that is too small for the kernel.
     """
-    need("a sparse layer")
-    from tombola.sparse.kernels import PIECE  # imports Numba: not before it is needed
-    from tombola.sparse.vectors import LANES
-
-    x, values = x.contiguous(), values.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    if x.ndim == 3:
-        result = x.new_empty(x.shape[0], geometry.outputs, x.shape[2])
-        plan = geometry.steps_plan(x.shape[0], x.shape[2], transposed=False, piece=PIECE)
-        _run("product", geometry, plan, x, result, values, pointers, entries, bias=bias)
-        return result
-    _, height, width, batch = x.shape
-    rows, columns = geometry.result_size(height, width)
-    if rows < 1 or columns < 1:
-        raise ValueError(f"an image of {height} × {width} is too small for a kernel of {geometry.kernel}")
-    if flat := geometry.flat_plan(height, width, batch, piece=PIECE, lanes=LANES):
-        pad_y, pad_x = geometry.padding
-        tall, wide = height + 2 * pad_y, width + 2 * pad_x
-        padded = x.new_zeros(geometry.inputs * tall * wide * batch + LANES)
-        inner = padded[:-LANES].view(geometry.inputs, tall, wide, batch)
-        inner[:, pad_y : tall - pad_y, pad_x : wide - pad_x] = x
-        result = x.new_empty(geometry.outputs, flat.result_plane)
-        at_once = relu and added is None
-        _run("product", geometry, flat, padded, result, values, pointers, entries, bias=bias, relu=at_once)
-        step_y, step_x = geometry.stride
-        strides = (flat.result_plane, step_y * wide * batch, step_x * batch, 1)
-        result = result.as_strided((geometry.outputs, rows, columns, batch), strides)
-        if added is None:
-            return result.contiguous()
-        return (result + added).relu_() if relu else result + added
-    result = x.new_empty(geometry.outputs, rows, columns, batch)
-    plan = geometry.plan(height, width, batch, transposed=False, piece=PIECE)
-    _run(
-        "product",
-        geometry,
-        plan,
-        x,
-        result,
-        values,
-        pointers,
-        entries,
-        bias=bias,
-        relu=relu,
-        blocks=blocks,
-        added=added,
-    )
-    return result
+    values, bias = values.contiguous(), None if bias is None else bias.contiguous()
+    flat = _flat_plan(geometry, size)
+    if flat is None:
+        _run("product", geometry, size, x, result, values, rows, bias=bias, relu=relu, added=added)
+        return
+    (height, width, batch), (pad_y, pad_x), (step_y, step_x) = size, geometry.padding, geometry.stride
+    tall, wide = height + 2 * pad_y, width + 2 * pad_x
+    padded = x.new_zeros(geometry.inputs * flat.source_plane + _SLACK)
+    inner = padded.as_strided((geometry.inputs, tall, wide, batch), (flat.source_plane, wide * batch, batch, 1))
+    inner[:, pad_y : tall - pad_y, pad_x : wide - pad_x] = _planes(x, geometry.inputs, size)
+    whole = x.new_empty(geometry.outputs, flat.result_plane)
+    at_once = relu and added is None
+    _run("product", geometry, size, padded, whole, values, rows, bias=bias, relu=at_once, flat=True)
+    there = (*geometry.result_size(height, width), batch)
+    strides = (flat.result_plane, step_y * wide * batch, step_x * batch, 1)
+    found, result = whole.as_strided((geometry.outputs, *there), strides), _planes(result, geometry.outputs, there)
+    if added is None:
+        result.copy_(found)
+        return
+    torch.add(found, _planes(added, geometry.outputs, there), out=result)
+    if relu:
+        result.relu_()
 
 
-def by_input(
-    gradient: Tensor,
-    values: Tensor,
-    pointers: Tensor,
-    entries: Tensor,
-    order: Tensor,
-    geometry: Geometry,
-    height: int = 1,
-    width: int = 1,
-    blocks: Tensor | None = None,
-) -> Tensor:
-    """The gradient by the input, of the shape that the input had: ``pointers``, ``entries`` and ``order`` are those of
-    the way back."""
-    from tombola.sparse.kernels import PIECE
-
-    if gradient.ndim == 3:
-        steps, _, batch = gradient.shape
-        result = gradient.new_empty(steps, geometry.inputs, batch)
-        plan = geometry.steps_plan(steps, batch, transposed=True, piece=PIECE)
-    else:
-        result = gradient.new_empty(geometry.inputs, height, width, gradient.shape[3])
-        plan = geometry.plan(height, width, gradient.shape[3], transposed=True, piece=PIECE)
-    values = values.contiguous()
-    _run("product_in_order", geometry, plan, gradient, result, values, pointers, entries, order=order, blocks=blocks)
-    return result
+def input_gradient(
+    gradient: Tensor, result: Tensor, size: Size, values: Tensor, back: Rows, geometry: Geometry
+) -> None:
+    """Write the gradient by the input into ``result``."""
+    _run("product_in_order", geometry, size, gradient, result, values.contiguous(), back)
 
 
-def by_values(
-    gradient: Tensor,
-    x: Tensor,
-    pointers: Tensor,
-    entries: Tensor,
-    geometry: Geometry,
-    blocks: Tensor | None = None,
-    *,
-    lent: bool = False,
+def value_gradient(
+    gradient: Tensor, x: Tensor, size: Size, rows: Rows, geometry: Geometry, *, lent: bool = False
 ) -> Tensor:
     """The gradient by the values, (nnz,); ``lent``: whether somebody may write over the arrays afterwards."""
-    from tombola.sparse.kernels import PIECE
-
-    x = x.contiguous()
-    if x.ndim == 3:
-        plan = geometry.steps_plan(x.shape[0], x.shape[2], transposed=False, piece=PIECE)
-        seen = x.movedim(0, 1).unsqueeze(1), gradient.movedim(0, 1).unsqueeze(1)
-    else:
-        plan, seen = geometry.plan(*x.shape[1:], transposed=False, piece=PIECE), (x, gradient)
-    if recorders and (record := recorders.get(pointers.data_ptr())) is not None:
-        record(*seen, lent)
+    if recorders and (record := recorders.get(rows.pointers.data_ptr())) is not None:
+        there = (*geometry.result_size(*size[:2]), size[2]) if len(size) == 3 else size
+        record(_planes(x, geometry.inputs, size), _planes(gradient, geometry.outputs, there), lent)
+    count = rows.entries.numel()
     # a sum over all pieces: in shares, so that threads need not all read the whole input, where these cost little
-    pieces = len(plan.ys) * len(plan.xs)
-    shares = max(1, min(SHARES, pieces)) if 2 * SHARES * entries.numel() <= x.numel() else 1
-    result = x.new_zeros(shares, entries.numel())
-    _run("gradient", geometry, plan, x, gradient, result, pointers, entries, shares=shares, blocks=blocks)
-    return result.sum(0) if shares > 1 else result[0]
+    shares = min(SHARES, _pieces(geometry, size)) if 2 * SHARES * count <= x.numel() else 1
+    result = x.new_zeros((shares, count) if shares > 1 else count)
+    _run("gradient", geometry, size, x, gradient, result, rows, shares=max(shares, 1))
+    return result.sum(0) if shares > 1 else result
+
+
+def _planes(x: Tensor, channels: int, size: Size) -> Tensor:
+    """A view of the same memory: (channels, height, width, batch), or (channels, 1, steps, batch)."""
+    if len(size) == 3:
+        height, width, batch = size
+        return x.as_strided((channels, *size), (height * width * batch, width * batch, batch, 1))
+    return x.as_strided((channels, 1, *size), (size[1], size[1], channels * size[1], 1))
+
+
+class _Call(NamedTuple):
+    """A kernel, and of its job what is the same at each call."""
+
+    loop: Any
+    job: dict[str, int]
+    blocked: bool  # whether it is told where blocks of columns begin, instead of rows
+    plan: Plan  # whose tables the job has addresses of
 
 
 def _run(
     name: str,
     geometry: Geometry,
-    plan: Plan,
+    size: Size,
     source: Tensor,
     result: Tensor,
     values: Tensor,
-    pointers: Tensor,
-    entries: Tensor,
+    rows: Rows,
     *,
-    order: Tensor | None = None,
     bias: Tensor | None = None,
     relu: bool = False,
     shares: int = 0,
-    blocks: Tensor | None = None,
     added: Tensor | None = None,
+    flat: bool = False,
 ) -> None:
-    from tombola.sparse.kernels import launch
+    from tombola.sparse.threads import run  # imports Numba: not before it is needed
 
     if not result.numel():
         return
-    rows = geometry.inputs if name == "product_in_order" else geometry.outputs
-    threads, kernel, count = torch.get_num_threads(), geometry.kernel, 1
-    if blocks is not None and int(plan.xs[0, 1]) >= _WIDE:
-        pointers, count = blocks, (blocks.numel() - 1) // rows
-        kernel, name = (1, count), name if shares else f"{name}_blocks"
-    job = product_job(
-        plan, rows, values, entries, pointers, bias, relu=relu, kernel=kernel, shares=shares, threads=threads
-    )
-    job |= {"bits": geometry.bits, "order": 0 if order is None else order.data_ptr(), "blocks": count}
-    job |= {"source": source.data_ptr(), "result": result.data_ptr(), "added": 0 if added is None else added.data_ptr()}
-    launch(name, [*job.values()])
+    pointers, entries, order, blocks = rows
+    count = 0 if blocks is None else blocks.numel() - 1
+    call = _call(name, geometry, size, flat, relu, shares, count, torch.get_num_threads())
+    job = call.job.copy()
+    job["source"], job["result"], job["values"] = source.data_ptr(), result.data_ptr(), values.data_ptr()
+    job["entries"], job["pointers"] = entries.data_ptr(), (blocks if call.blocked else pointers).data_ptr()  # type: ignore[union-attr]
+    if order is not None:
+        job["order"] = order.data_ptr()
+    if bias is not None:
+        job["bias"] = bias.data_ptr()
+    if added is not None:
+        job["added"] = added.data_ptr()
+    if shares:
+        job["values_each"] = entries.numel()
+    run(call.loop, [*job.values()])
 
 
-def product_job(
-    plan: Plan,
-    rows: int,
-    values: Tensor,
-    entries: Tensor,
-    pointers: Tensor,
-    bias: Tensor | None,
-    *,
-    relu: bool,
-    kernel: Pair,
-    shares: int = 0,
-    threads: int,
-) -> dict[str, int]:
-    """The fields of a kernel's job, in their order; source, result and some others are left to be filled in.
+@lru_cache(maxsize=1024)
+def _call(
+    name: str, geometry: Geometry, size: Size, flat: bool, relu: bool, shares: int, blocks: int, threads: int
+) -> _Call:
+    """``blocks``: how many runs of columns all rows together have, 0 if they are not divided."""
+    from tombola.sparse.kernels import kernel
+
+    transposed = name == "product_in_order"
+    rows, taps, each = geometry.inputs if transposed else geometry.outputs, geometry.kernel, 1
+    plan = _flat_plan(geometry, size) if flat else _plan(geometry, size, transposed=transposed)
+    assert plan is not None
+    blocked = bool(blocks) and int(plan.xs[0, 1]) >= _WIDE
+    if blocked:
+        each = blocks // rows
+        taps, name = (1, each), name if shares else f"{name}_blocks"
+    job = product_job(plan, rows, relu=relu, kernel=taps, shares=shares, threads=threads)
+    return _Call(kernel(name), job | {"bits": geometry.bits, "blocks": each}, blocked, plan)
+
+
+@lru_cache(maxsize=1024)
+def _flat_plan(geometry: Geometry, size: Size) -> Plan | None:
+    need("a sparse layer")
+    from tombola.sparse.kernels import PIECE
+    from tombola.sparse.vectors import LANES
+
+    return None if len(size) == 2 else geometry.flat_plan(*size, piece=PIECE, lanes=LANES)
+
+
+def _plan(geometry: Geometry, size: Size, *, transposed: bool) -> Plan:
+    from tombola.sparse.kernels import PIECE
+
+    make = geometry.steps_plan if len(size) == 2 else geometry.plan
+    return make(*size, transposed=transposed, piece=PIECE)
+
+
+@lru_cache(maxsize=1024)
+def _pieces(geometry: Geometry, size: Size) -> int:
+    plan = _plan(geometry, size, transposed=False)
+    return len(plan.ys) * len(plan.xs)
+
+
+def product_job(plan: Plan, rows: int, *, relu: bool, kernel: Pair, shares: int = 0, threads: int) -> dict[str, int]:
+    """The fields of a kernel's job, in their order; those that are addresses of tensors are left to be filled in.
 
     Args:
         plan: the pieces.
         rows: of the result.
-        values, entries, pointers, bias: see the kernels.
         relu: whether negative results become 0.
         kernel: taps in both directions.
         shares: for the gradient by the values, into how many the pieces are divided.
@@ -218,12 +214,12 @@ def product_job(
         "y_table": y_table,
         "xs": xs,
         "x_table": x_table,
-        "values": values.data_ptr(),
-        "values_each": values.shape[-1] if shares else 0,
+        "values": 0,
+        "values_each": 0,
         "order": 0,
-        "entries": entries.data_ptr(),
+        "entries": 0,
         "bits": 0,
-        "pointers": pointers.data_ptr(),
+        "pointers": 0,
         "taps": kernel[0] * kernel[1],
         "x_taps": kernel[1],
         "shifts": shifts,
@@ -231,7 +227,7 @@ def product_job(
         "source_plane": plan.source_plane,
         "result": 0,
         "result_plane": plan.result_plane,
-        "bias": 0 if bias is None else bias.data_ptr(),
+        "bias": 0,
         "floor": int(relu),
         "blocks": 1,
         "added": 0,

@@ -64,6 +64,18 @@ class Geometry:
         rows, columns = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
         return rows, columns
 
+    def result_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """(N, O, …), as many dimensions as the input has, (N, C), (N, C, W) or (N, C, H, W).
+
+        Raises:
+            ValueError: the image is too small for the kernel.
+        """
+        height, width = (1, 1, *shape[2:])[-2:]
+        sizes = self.result_size(height, width)
+        if min(sizes) < 1:
+            raise ValueError(f"an image of {height} × {width} is too small for a kernel of {self.kernel}")
+        return (shape[0], self.outputs, *sizes[4 - len(shape) :])
+
     def ranks(self) -> list[int]:
         """Of each tap its place among the taps when the gradient by the input is taken."""
         rows, columns = (_ranked(k, s, d) for k, s, d in zip(self.kernel, self.stride, self.dilation, strict=True))

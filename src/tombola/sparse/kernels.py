@@ -22,7 +22,7 @@ from numba import carray, types  # type: ignore[attr-defined]
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tombola.sparse.threads import compiled, next_chunk, pointer, run
+from tombola.sparse.threads import compiled, next_chunk, pointer
 from tombola.sparse.vectors import (
     BYTE,
     FLOAT,
@@ -301,8 +301,3 @@ def kernel(name: str) -> Any:
                     _work(number, job_at, share, first_row, last_row, tap + block, ranges, width, source, at, x[1])
 
     return compiled(walk, name)
-
-
-def launch(name: str, job: list[int]) -> None:
-    """Run a kernel; ``job`` are the values of :data:`FIELDS`."""
-    run(kernel(name), job)

@@ -91,7 +91,7 @@ class SparseLayer(nn.Module):
     @property
     def positions(self) -> Positions:
         """Where the values stand."""
-        pointers, columns, entries, *back = (self._buffers[name] for name in Positions._fields)
+        pointers, columns, entries, *back = map(self._buffers.get, Positions._fields)
         return Positions(pointers, columns, columns if entries is None else entries, *back)  # type: ignore[arg-type]
 
     @property
@@ -190,12 +190,9 @@ class SparseLayer(nn.Module):
     def _multiply(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """(N, C, …) -> (N, O, …), to which ``added``, of any shape that goes with it, is added."""
         g = self.geometry
-        if added is not None:
-            sizes = g.result_size(*(1,) * (4 - x.ndim), *x.shape[2:])
-            shape = (x.shape[0], g.outputs, *sizes[4 - x.ndim :])
-            if tuple(added.shape) != shape or added.dtype is not torch.float32:
-                total = product(x, self.values, self.bias, self.positions, g) + added
-                return total.relu() if self.relu else total
+        if added is not None and (added.shape != g.result_shape(x.shape) or added.dtype is not torch.float32):
+            total = product(x, self.values, self.bias, self.positions, g) + added
+            return total.relu() if self.relu else total
         return product(x, self.values, self.bias, self.positions, g, relu=self.relu, added=added)
 
     def _checked(self, x: Tensor, channels: int, dimensions: str) -> Tensor:

@@ -6,6 +6,8 @@ a channel is a plane whose pixels are runs of ``N`` numbers, which is what a spa
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -34,6 +36,25 @@ def inside(x: Tensor) -> Tensor:
 def outside(x: Tensor) -> Tensor:
     """(…, N) -> (N, …) with the batch innermost; no copy."""
     return x.movedim(-1, 0)
+
+
+def innermost(x: Tensor) -> Tensor:
+    """(N, …) with the batch innermost: ``x`` itself if it lies so already, else a copy, in an autograd function."""
+    if x.stride() == _strides(x.shape):
+        return x
+    turned = inside(x)
+    return x if turned.data_ptr() == x.data_ptr() else outside(turned)
+
+
+def empty(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A new tensor (N, …) with the batch innermost, that is no view."""
+    return like.new_empty_strided(shape, _strides(shape))
+
+
+@lru_cache(maxsize=1024)
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    count, *rest = shape
+    return (1, *(count * math.prod(rest[place + 1 :]) for place in range(len(rest))))
 
 
 def usual(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ They take and give float32 arrays on the CPU with the batch innermost, ``(channe
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from torch.autograd.function import once_differentiable
 
 from tombola.sparse import execution
 from tombola.sparse.geometry import Geometry, Pair
-from tombola.sparse.layout import inside, outside, usual
-from tombola.sparse.positions import Positions
+from tombola.sparse.layout import empty, innermost, inside, outside, usual
+from tombola.sparse.positions import Positions, Rows
 from tombola.sparse.rectified import through_relu
 
 _Sizes = list[int]  # a Geometry's numbers one after the other
@@ -51,18 +52,21 @@ def product(
         sizes = [geometry.inputs, geometry.outputs, *(number for pair in pairs for number in pair)]
         pointers, _, *structure, _, _ = positions
         fused = relu and added is None
-        y = sparse_product(_planes(inside(x)), values, bias, pointers, *structure, sizes, fused)
-        y = outside(_like(x, y)) if added is None else outside(_like(x, y)) + added
+        turned = inside(x)
+        images = turned.view(turned.shape[0], *(1,) * (4 - x.ndim), *turned.shape[1:])
+        y = sparse_product(images, values, bias, pointers, *structure, sizes, fused)
+        y = outside(y.view(y.shape[0], *y.shape[5 - x.ndim :]))
+        y = y if added is None else y + added
         return y.relu() if relu and not fused else y
     # the same without the operator's bookkeeping, which takes longer than a small layer
     if torch.is_grad_enabled():
         return _Product.apply(x, values, bias, added, positions, geometry, relu)  # type: ignore[no-any-return, no-untyped-call]
-    return _forward(x, inside(x), values, bias, added, positions, geometry, relu)
+    return _forward(innermost(x), values, bias, added, positions, geometry, relu)
 
 
 class _Product(torch.autograd.Function):
-    """Its output and gradients are no views, although the loops know another order of their dimensions: PyTorch adds
-    up the gradients of a tensor that is used twice in place if nobody else has a part of their memory."""
+    """Its output and gradients are no views: PyTorch adds up the gradients of a tensor that is used twice in place if
+    nobody else has a part of their memory."""
 
     @staticmethod
     def forward(
@@ -75,44 +79,35 @@ class _Product(torch.autograd.Function):
         geometry: Geometry,
         relu: bool,
     ) -> Tensor:
-        turned = inside(x)
-        output = _forward(x, turned, values, bias, added, positions, geometry, relu).data
-        ctx.copied = turned.data_ptr() != x.data_ptr()
-        ctx.save_for_backward(outside(turned) if ctx.copied else x, values, output if relu else None)
-        ctx.positions, ctx.geometry = positions, geometry
+        seen = innermost(x)
+        output = _forward(seen, values, bias, added, positions, geometry, relu)
+        ctx.save_for_backward(seen, values, output if relu else None)
+        ctx.copied, ctx.positions, ctx.geometry = seen is not x, positions, geometry
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, values, output = ctx.saved_tensors
-        positions, geometry = ctx.positions, ctx.geometry
-        turned, below, by_bias = inside(gradient), _planes(inside(x)), None
+        positions, geometry, size = ctx.positions, ctx.geometry, _size(x)
+        for_x, for_values, for_bias, for_added, *_ = ctx.needs_input_grad
+        gradient = innermost(gradient)
+        by_x = by_values = by_bias = None
         if output is not None:
-            turned, by_bias = through_relu(turned, inside(output))
-            gradient = outside(turned).data
-        above = _planes(turned)
-        by_x = by_values = None
-        if ctx.needs_input_grad[0]:
-            back = positions.back_pointers, positions.back_entries, positions.order
-            size = below.shape[1], below.shape[2]
-            found = execution.by_input(above, values, *back, geometry, *size, positions.back_blocks)
-            by_x = outside(_like(x, found)).data
+            gradient, by_bias = through_relu(gradient, output, geometry.outputs)
+        if for_x:
+            by_x = empty(x, x.shape)
+            execution.input_gradient(gradient, by_x, size, values, positions.back, geometry)
             by_x = usual(by_x) if ctx.copied else by_x
-        if ctx.needs_input_grad[1]:
-            by_values = execution.by_values(
-                above, below, positions.pointers, positions.entries, geometry, positions.blocks
-            )
-        if not ctx.needs_input_grad[2]:
-            by_bias = None
-        elif by_bias is None:
-            by_bias = above.sum((1, 2, 3))
-        return by_x, by_values, by_bias, gradient if ctx.needs_input_grad[3] else None, None, None, None
+        if for_values:
+            by_values = execution.value_gradient(gradient, x, size, positions.forth, geometry)
+        if for_bias and by_bias is None:
+            by_bias = gradient.sum((0, *range(2, gradient.ndim)))
+        return by_x, by_values, by_bias if for_bias else None, gradient if for_added else None, None, None, None
 
 
 def _forward(
     x: Tensor,
-    turned: Tensor,
     values: Tensor,
     bias: Tensor | None,
     added: Tensor | None,
@@ -120,20 +115,20 @@ def _forward(
     geometry: Geometry,
     relu: bool,
 ) -> Tensor:
-    pointers, entries, blocks = positions.pointers, positions.entries, positions.blocks
-    more = None if added is None else _planes(inside(added))
-    y = execution.forward(_planes(turned), values, bias, pointers, entries, geometry, relu, blocks, more)
-    return outside(_like(x, y))
+    y, more = empty(x, _result_shape(geometry, x.shape)), None if added is None else innermost(added)
+    execution.product(x, y, _size(x), values, bias, positions.forth, geometry, relu=relu, added=more)
+    return y
 
 
-def _planes(x: Tensor) -> Tensor:
-    """(C, …, N) -> (C, H, W, N)."""
-    return x if x.ndim == 4 else x.view(x.shape[0], *(1,) * (4 - x.ndim), *x.shape[1:])
+@lru_cache(maxsize=1024)
+def _result_shape(geometry: Geometry, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return geometry.result_shape(shape)
 
 
-def _like(x: Tensor, y: Tensor) -> Tensor:
-    """(O, H, W, N) -> (O, …, N), with as many dimensions as ``x``."""
-    return y if x.ndim == 4 else y.view(y.shape[0], *y.shape[5 - x.ndim :])
+def _size(x: Tensor) -> execution.Size:
+    """(N, C, …) -> height, width and batch."""
+    batch, _, *sizes = x.shape
+    return (1,) * (2 - len(sizes)) + (*sizes, batch)
 
 
 # ---- the same for PyTorch's compiler and exporter
@@ -159,7 +154,11 @@ def sparse_product(
     relu: bool,
 ) -> Tensor:
     """(C, H, W, N) -> (O, H', W', N)."""
-    return execution.forward(x, values, bias, pointers, entries, _geometry(sizes), relu)
+    geometry, (channels, height, width, batch) = _geometry(sizes), x.shape
+    _, *there = geometry.result_shape((batch, channels, height, width))
+    result, rows = x.new_empty(*there, batch), Rows(pointers, entries)
+    execution.product(x.contiguous(), result, x.shape[1:], values, bias, rows, geometry, relu=relu)
+    return result
 
 
 @torch.library.custom_op("tombola::sparse_input_gradient", mutates_args=(), device_types="cpu")
@@ -174,20 +173,24 @@ def sparse_input_gradient(
     width: int,
 ) -> Tensor:
     """(O, H', W', N) -> (C, H, W, N)."""
-    return execution.by_input(gradient.contiguous(), values, pointers, entries, order, _geometry(sizes), height, width)
+    geometry, size = _geometry(sizes), (height, width, gradient.shape[3])
+    result, back = gradient.new_empty(geometry.inputs, *size), Rows(pointers, entries, order)
+    execution.input_gradient(gradient.contiguous(), result, size, values, back, geometry)
+    return result
 
 
 @torch.library.custom_op("tombola::sparse_value_gradient", mutates_args=(), device_types="cpu")
 def sparse_value_gradient(gradient: Tensor, x: Tensor, pointers: Tensor, entries: Tensor, sizes: _Sizes) -> Tensor:
     """(O, H', W', N) and (C, H, W, N) -> (nnz,)."""
     # a compiled graph may use the memory of both for something else afterwards
-    return execution.by_values(gradient.contiguous(), x, pointers, entries, _geometry(sizes), lent=True)
+    rows, geometry = Rows(pointers, entries), _geometry(sizes)
+    return execution.value_gradient(gradient.contiguous(), x.contiguous(), x.shape[1:], rows, geometry, lent=True)
 
 
 @torch.library.custom_op("tombola::sparse_relu_gradient", mutates_args=(), device_types="cpu")
 def sparse_relu_gradient(gradient: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
     """(O, H', W', N) both -> (O, H', W', N), and (O,)."""
-    return through_relu(gradient.contiguous(), output.contiguous())
+    return through_relu(gradient.contiguous(), output.contiguous(), output.shape[0])
 
 
 @sparse_product.register_fake

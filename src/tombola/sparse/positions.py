@@ -19,6 +19,20 @@ LIMIT = 2**31 - 1
 BLOCK = 512  # columns whose pixels, of usual batches, stay in the cache while all rows use them
 
 
+class Rows(NamedTuple):
+    """What a product needs to know of :class:`Positions`, of one of the two ways.
+
+    Attributes:
+        pointers, entries, blocks: see there.
+        order: where the values are; None: in the order of the entries.
+    """
+
+    pointers: Tensor
+    entries: Tensor
+    order: Tensor | None = None
+    blocks: Tensor | None = None
+
+
 class Positions(NamedTuple):
     """The structure of a layer, int32 tensors.
 
@@ -40,6 +54,16 @@ class Positions(NamedTuple):
     order: Tensor
     blocks: Tensor | None = None
     back_blocks: Tensor | None = None
+
+    @property
+    def forth(self) -> Rows:
+        """For the output, and for the gradient by the values."""
+        return Rows(self.pointers, self.entries, None, self.blocks)
+
+    @property
+    def back(self) -> Rows:
+        """For the gradient by the input."""
+        return Rows(self.back_pointers, self.back_entries, self.order, self.back_blocks)
 
 
 def positions(pointers: Tensor, columns: Tensor, geometry: Geometry) -> Positions:

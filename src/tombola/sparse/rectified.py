@@ -6,23 +6,24 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 _ROWS = 16  # channels that a thread takes at a time, where there are many
 
 
-def through_relu(gradient: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient by what the ReLU was given, and its sum over all dimensions but the first.
+def through_relu(gradient: Tensor, output: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    """The gradient by what the ReLU was given, and its sum over each channel.
 
     Args:
-        gradient: (C, …), by the output; contiguous, float32, on the CPU.
-        output: (C, …), what the ReLU gave; contiguous.
+        gradient: by the output; float32, on the CPU, in memory channel by channel without gaps.
+        output: what the ReLU gave, which lies in memory like it.
+        channels: how many there are.
     """
     from tombola.sparse.threads import run  # imports Numba: not before it is needed
 
-    result, sums = gradient.new_empty(gradient.shape), gradient.new_zeros(gradient.shape[0])
+    result, sums = torch.empty_like(gradient), gradient.new_zeros(channels)
     if result.numel():
-        channels = gradient.shape[0]
         tensors = (gradient, output, result, sums)
         sizes = (channels, result.numel() // channels)
         run(_kernel(), [0, -(-channels // _ROWS), *sizes, *(tensor.data_ptr() for tensor in tensors)])

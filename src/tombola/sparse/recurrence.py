@@ -79,13 +79,14 @@ class _Recurrence(torch.autograd.Function):
             (2, input_values, x, at_input, by_input),
             (4, state_values, states[:-1], at_state, by_state),
         ):
-            pointers, entries, geometry = weight.positions.pointers, weight.positions.entries, weight.geometry
+            positions, geometry, size = weight.positions, weight.geometry, (x.shape[0], x.shape[2])
             if ctx.needs_input_grad[place]:
-                found[place] = execution.by_values(above, inputs, pointers, entries, geometry)
+                found[place] = execution.value_gradient(above, inputs, size, positions.forth, geometry)
             if ctx.needs_input_grad[place + 1]:
                 found[place + 1] = above.sum(0).sum(1)  # faster than both at once
             if place == 2 and ctx.needs_input_grad[0]:
-                found[0] = execution.by_input(above, values, *_backwards(weight.positions), geometry)
+                found[0] = by_x = torch.empty_like(x)
+                execution.input_gradient(above, by_x, size, values, positions.back, geometry)
         return *found, None, None
 
 
@@ -99,7 +100,7 @@ def _run(x: Tensor, start: Tensor, by_input: Weight, by_state: Weight, reset: Te
     states = x.new_empty(x.shape[0] + 1, *start.shape)
     states[0] = start
     for step, (gate, state) in enumerate(zip(gates, states, strict=False)):
-        from_state = _product(state.unsqueeze(0), by_state)[0]
+        from_state = _product(state, by_state)
         inner = from_state[2 * hidden :]
         if reset is not None:
             reset[step] = inner
@@ -115,9 +116,9 @@ def _back(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients where the two weights' products arrive, (T, 3 · hidden, N) each, and that of the first state."""
     at_input, at_state = torch.empty_like(gates), torch.empty_like(gates)
-    hidden, back = states.shape[1], _backwards(by_state.positions)
+    hidden, back = states.shape[1], by_state.positions.back
     sigmoid_back, tanh_back = torch.ops.aten.sigmoid_backward, torch.ops.aten.tanh_backward
-    carried = torch.zeros_like(states[0])
+    carried, size = torch.zeros_like(states[0]), (1, states.shape[2])
     for step in reversed(range(len(gates))):
         r, z, n = gates[step].view(3, hidden, -1)
         by_r, by_z, by_n = at_input[step].view(3, hidden, -1)
@@ -128,16 +129,14 @@ def _back(
         sigmoid_back.grad_input(by_n * reset[step], r, grad_input=by_r)
         at_state[step, : 2 * hidden] = at_input[step, : 2 * hidden]
         torch.mul(by_n, r, out=at_state[step, 2 * hidden :])
-        carried = execution.by_input(at_state[step : step + 1], values, *back, by_state.geometry)[0].add_(straight)
+        execution.input_gradient(at_state[step], carried, size, values, back, by_state.geometry)
+        carried.add_(straight)
     return at_input, at_state, carried
 
 
 def _product(x: Tensor, weight: Weight) -> Tensor:
-    positions = weight.positions
-    return execution.forward(
-        x, weight.values, weight.bias, positions.pointers, positions.entries, weight.geometry, False
-    )
-
-
-def _backwards(positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
-    return positions.back_pointers, positions.back_entries, positions.order
+    """(…, channels, N) -> (…, 3 · hidden, N), for all steps or one."""
+    *steps, _, batch = x.shape
+    result, size = x.new_empty(*steps, weight.geometry.outputs, batch), (*(steps or (1,)), batch)
+    execution.product(x, result, size, weight.values, weight.bias, weight.positions.forth, weight.geometry)
+    return result

@@ -8,6 +8,7 @@ write where no other does, so that it does not matter which thread takes it.
 from __future__ import annotations
 
 import ctypes
+from array import array
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -66,8 +67,8 @@ def _stamp() -> str:
 
 def run(loop: Any, job: list[int]) -> None:
     """Run a compiled loop. An exception in it would be lost, so it must not be able to raise one."""
-    fields = np.array(job, dtype=np.int64)
-    at, threads = fields.ctypes.data, min(torch.get_num_threads(), job[1])
+    fields = array("q", job)
+    (at, _), threads = fields.buffer_info(), min(torch.get_num_threads(), job[1])
     if threads <= 1:
         loop(at)
     elif (parallel := _openmp()) is not None:

@@ -87,10 +87,12 @@ class Assembly:
         except OverflowError as error:
             raise Unable from error
         self.kept += [plan, pointers, entries, layer.values, layer.bias]
+        taps = (1, 1) if at_once else geometry.kernel
         values: dict[str, Any] = product_job(
-            plan, geometry.outputs, layer.values, entries, pointers, layer.bias, relu=layer.relu,
-            kernel=(1, 1) if at_once else geometry.kernel, threads=torch.get_num_threads(),
-        )  # fmt: skip
+            plan, geometry.outputs, relu=layer.relu, kernel=taps, threads=torch.get_num_threads()
+        )
+        values |= {"values": layer.values.data_ptr(), "entries": entries.data_ptr(), "pointers": pointers.data_ptr()}
+        values["bias"] = 0 if layer.bias is None else layer.bias.data_ptr()
         kernel = "dot" if at_once and int(plan.xs[-1, :2].sum()) <= FEW else "product_at"
         values |= {"source": source, "result": result}
         if added is None:

@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tombola.sparse import SparseConv1d, SparseConv2d, SparseLinear
 from tombola.sparse import layout as layout_module
-from tombola.sparse.layout import inside, is_innermost, outside, usual
-from tombola.sparse.turning import turned
+from tombola.sparse.layout import empty, innermost, inside, is_innermost, outside, usual
+from tombola.sparse.turning import turn
 
 SHAPES = [(3, 4), (3, 4, 5), (3, 4, 5, 6), (2, 3, 1, 4), (3, 1, 4, 2)]
 LARGE = [(128, 256), (130, 17, 2, 3), (33, 129), (5, 7, 128)]  # turned by a loop of our own
@@ -76,6 +76,28 @@ def test_outside(shape: tuple[int, ...]) -> None:
 
 @each_size
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_innermost(shape: tuple[int, ...], layout: str) -> None:
+    """The same numbers, laid out as a new tensor is; what lies so already is left alone, and a copy is no view."""
+    x = numbers(shape, layout)
+    y = innermost(x)
+    assert (y is x) == (layout == "innermost")
+    assert torch.equal(y, x)
+    assert inside(y).data_ptr() == y.data_ptr()
+    assert y is x or (y.stride() == empty(x, shape).stride() and not y._is_view())
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4), (5, 1, 1), (1, 1), (0, 3), (4, 0, 2), (1, 1, 2, 2), (3, 1, 2)], ids=str)
+def test_innermost_where_sizes_are_one_or_nothing(shape: tuple[int, ...]) -> None:
+    """A dimension of 1 lies anywhere: nothing is copied only to change its stride."""
+    x = torch.randn(shape)
+    y = innermost(x)
+    assert (y is x) == x.movedim(0, -1).is_contiguous()
+    assert torch.equal(y, x)
+    assert inside(y).data_ptr() == y.data_ptr()
+
+
+@each_size
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_usual(shape: tuple[int, ...], layout: str) -> None:
     """The same numbers; what has the batch innermost is copied, everything else is left alone."""
     x = numbers(shape, layout)
@@ -93,10 +115,9 @@ def test_a_turned_matrix(rows: int, columns: int, threads: int) -> None:
     matrix, before = torch.rand(rows, columns), torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        found = turned(matrix)
+        found = turn(matrix, torch.full((columns, rows), torch.nan), rows)
     finally:
         torch.set_num_threads(before)
-    assert found.is_contiguous()
     assert torch.equal(found, matrix.T)
 
 

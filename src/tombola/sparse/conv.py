@@ -81,8 +81,8 @@ class _SparseConvolution(SparseLayer):
 
     def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """See the class; with ``added``, the sum of the output and that."""
-        dimensions = len(self.shape)
-        x = self._checked(x, x.shape[1] if x.ndim == dimensions else 0, f"({self._form})")
+        if x.ndim != len(self.shape) or x.shape[1] != self.geometry.inputs:
+            raise self._refused(x, f"({self._form})")
         return self._multiply(x, added)
 
 

@@ -189,18 +189,16 @@ class SparseLayer(nn.Module):
 
     def _multiply(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """(N, C, …) -> (N, O, …), to which ``added``, of any shape that goes with it, is added."""
-        g = self.geometry
+        g, values, bias = self.geometry, self.values, self.bias
+        x = computable(type(self).__name__, x, (values,) if bias is None else (values, bias))
         if added is not None and (added.shape != g.result_shape(x.shape) or added.dtype is not torch.float32):
-            total = product(x, self.values, self.bias, self.positions, g) + added
+            total = product(x, values, bias, self.positions, g) + added
             return total.relu() if self.relu else total
-        return product(x, self.values, self.bias, self.positions, g, relu=self.relu, added=added)
+        return product(x, values, bias, self.positions, g, relu=self.relu, added=added)
 
-    def _checked(self, x: Tensor, channels: int, dimensions: str) -> Tensor:
-        name = type(self).__name__
-        if channels != self.geometry.inputs:
-            wanted = f"{dimensions} with {self.geometry.inputs} channels"
-            raise ValueError(f"{name}: the input must be {wanted}, not {tuple(x.shape)}")
-        return computable(name, x, (self.values, self.bias))
+    def _refused(self, x: Tensor, form: str) -> ValueError:
+        wanted = f"{form} with {self.geometry.inputs} channels"
+        return ValueError(f"{type(self).__name__}: the input must be {wanted}, not {tuple(x.shape)}")
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         errors: list[str] = rest[-1]
@@ -239,7 +237,7 @@ class SparseLayer(nn.Module):
         return f"{tuple(self.shape)}, density={self.density:.4g}, bias={self.bias is not None}"
 
 
-def computable(name: str, x: Tensor, parameters: Iterable[Tensor | None]) -> Tensor:
+def computable(name: str, x: Tensor, parameters: Iterable[Tensor]) -> Tensor:
     """``x`` as a layer of that ``name`` can compute with it; under autocast it becomes float32.
 
     Raises:
@@ -247,11 +245,11 @@ def computable(name: str, x: Tensor, parameters: Iterable[Tensor | None]) -> Ten
         TypeError: one of them is not float32.
     """
     for parameter in parameters:
-        if parameter is not None and parameter.device.type != "cpu":
+        if not parameter.is_cpu:
             raise _elsewhere(name, parameter.device)
-        if parameter is not None and parameter.dtype is not torch.float32:
+        if parameter.dtype is not torch.float32:
             raise TypeError(f"{name} computes in float32; it has {parameter.dtype} values or biases")
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         raise _elsewhere(name, x.device)
     if torch.is_autocast_enabled("cpu"):
         x = x.float()

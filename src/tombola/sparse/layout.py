@@ -30,7 +30,7 @@ def inside(x: Tensor) -> Tensor:
         return turned.contiguous()
     if x.requires_grad and torch.is_grad_enabled():
         return _Turn.apply(x, True)  # type: ignore[no-any-return, no-untyped-call]
-    return _to_inside(x)
+    return _laid_out(x).movedim(0, -1)
 
 
 def outside(x: Tensor) -> Tensor:
@@ -39,11 +39,9 @@ def outside(x: Tensor) -> Tensor:
 
 
 def innermost(x: Tensor) -> Tensor:
-    """(N, …) with the batch innermost: ``x`` itself if it lies so already, else a copy, in an autograd function."""
-    if x.stride() == _strides(x.shape):
-        return x
-    turned = inside(x)
-    return x if turned.data_ptr() == x.data_ptr() else outside(turned)
+    """(N, …) with the batch innermost: ``x`` itself if it lies so already, else a copy. Not to be differentiated."""
+    is_so = x.stride() == _strides(x.shape) or x.movedim(0, -1).is_contiguous()  # dimensions of 1 have any stride
+    return x if is_so else _laid_out(x)
 
 
 def empty(like: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -78,38 +76,36 @@ class _Turn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, to_inside: bool) -> Tensor:
         ctx.to_inside = to_inside
-        return _to_inside(x) if to_inside else _to_usual(x)
+        return _laid_out(x).movedim(0, -1) if to_inside else _to_usual(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        if ctx.to_inside:
-            return _to_usual(gradient.movedim(-1, 0)), None
-        return outside(_to_inside(gradient)), None
+        return _to_usual(gradient.movedim(-1, 0)) if ctx.to_inside else _laid_out(gradient), None
 
 
-def _to_inside(x: Tensor) -> Tensor:
-    """(N, …) -> (…, N), contiguous."""
-    if _is_matrix(x):
-        return _turned(x.view(x.shape[0], -1)).view(*x.shape[1:], x.shape[0])
-    return x.movedim(0, -1).contiguous()
+def _laid_out(x: Tensor) -> Tensor:
+    """A copy of (N, …) with the batch innermost."""
+    result = empty(x, x.shape)
+    if x.is_contiguous() and _turns(x):
+        return _turned(x, result, x.shape[0])
+    return result.copy_(x)
 
 
 def _to_usual(x: Tensor) -> Tensor:
     """(N, …), contiguous."""
-    within = x.movedim(0, -1)
-    if _is_matrix(within):
-        return _turned(within.view(-1, x.shape[0])).view(x.shape)
+    if x.movedim(0, -1).is_contiguous() and _turns(x):
+        return _turned(x, x.new_empty(x.shape), x.numel() // x.shape[0])
     return x.contiguous()
 
 
-def _is_matrix(x: Tensor) -> bool:
+def _turns(x: Tensor) -> bool:
     """Whether turning ``x`` is a matter of our own loop, which nobody differentiates."""
     differentiated = x.requires_grad and torch.is_grad_enabled()
-    return x.numel() >= _LARGE and x.is_contiguous() and x.is_cpu and x.dtype is torch.float32 and not differentiated
+    return x.numel() >= _LARGE and x.is_cpu and x.dtype is torch.float32 and not differentiated
 
 
-def _turned(matrix: Tensor) -> Tensor:
+def _turned(source: Tensor, result: Tensor, rows: int) -> Tensor:
     need("a sparse layer")
-    from tombola.sparse.turning import turned  # imports Numba: not before it is needed
+    from tombola.sparse.turning import turn  # imports Numba: not before it is needed
 
-    return turned(matrix)
+    return turn(source, result, rows)

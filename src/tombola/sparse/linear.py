@@ -59,7 +59,8 @@ class SparseLinear(SparseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in_features) -> (…, out_features)."""
-        x = self._checked(x, x.shape[-1] if x.ndim else 0, "(…, in_features)")
+        if not x.ndim or x.shape[-1] != self.in_features:
+            raise self._refused(x, "(…, in_features)")
         if x.ndim == 2:
             return self._multiply(x)
         rows = math.prod(x.shape[:-1])  # of an empty layer it could not be told from the number of entries

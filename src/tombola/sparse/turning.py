@@ -21,13 +21,15 @@ _field: Any = namedtuple("_Field", FIELDS)(*range(len(FIELDS)))  # a plain tuple
 _SIZE = len(FIELDS)
 
 
-def turned(matrix: Tensor) -> Tensor:
-    """(rows, columns) -> (columns, rows), contiguous; a copy of a contiguous float32 matrix on the CPU."""
-    rows, columns = matrix.shape
-    result = matrix.new_empty(columns, rows)
-    if matrix.numel():
+def turn(source: Tensor, result: Tensor, rows: int) -> Tensor:
+    """Write into ``result``, and return it, what is in memory a matrix of so many ``rows``, as one of so many columns.
+
+    Both are float32 on the CPU, without gaps.
+    """
+    if source.numel():
+        columns = source.numel() // rows
         chunks = -(-rows // PATCH) * -(-columns // PATCH)
-        run(_kernel(), [0, chunks, rows, columns, matrix.data_ptr(), result.data_ptr()])
+        run(_kernel(), [0, chunks, rows, columns, source.data_ptr(), result.data_ptr()])
     return result
 
 

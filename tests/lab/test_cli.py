@@ -247,6 +247,27 @@ def test_ctrl_c_says_how_to_continue(tmp_path: Path) -> None:
     assert list(tmp_path.glob("imp-*/done.json"))
 
 
+def test_ctrl_c_after_the_end_changes_nothing() -> None:
+    """While Python takes itself down, when its own handlers of signals are gone: the status is that of the command."""
+    code = """
+import os, signal, sys
+from tombola.lab.cli import main
+
+class Last:
+    def __init__(self):
+        self.stop = lambda kill=os.kill, here=os.getpid(), how=signal.SIGINT: kill(here, how)
+    def __del__(self):
+        self.stop()
+
+sys.last_of_all = Last()
+main.run = lambda arguments: int(arguments[0])
+main.main()
+"""
+    for status in (0, 1):
+        done = subprocess.run([sys.executable, "-c", code, str(status)], capture_output=True, text=True, timeout=120)
+        assert (done.returncode, done.stderr) == (status, "")
+
+
 @pytest.mark.parametrize("content", [b"", b"not a ticket", b"\x80\x04\x95pickle", b"\xff" * 64])
 def test_inspect_a_file_that_is_no_ticket(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "x.safetensors"

@@ -22,8 +22,6 @@ CHUNKS = 4  # for each thread, at least, where the rows allow it
 SHARES = 16  # in which the gradient by the values is summed up
 _WIDE = 64  # floats of a piece from which on it pays to take columns in blocks
 
-_SLACK = 16  # floats after padded images that may be read, at least a vector
-
 Size = tuple[int, ...]
 
 # Address of a layer's pointers, which stays when it moves -> what is shown the input and the output gradient of each of
@@ -53,9 +51,11 @@ def product(
     if flat is None:
         _run("product", geometry, size, x, result, values, rows, bias=bias, relu=relu, added=added)
         return
+    from tombola.sparse.vectors import LANES  # imports Numba: not before it is needed
+
     (height, width, batch), (pad_y, pad_x), (step_y, step_x) = size, geometry.padding, geometry.stride
     tall, wide = height + 2 * pad_y, width + 2 * pad_x
-    padded = x.new_zeros(geometry.inputs * flat.source_plane + _SLACK)
+    padded = x.new_zeros(geometry.inputs * flat.source_plane + LANES)
     inner = padded.as_strided((geometry.inputs, tall, wide, batch), (flat.source_plane, wide * batch, batch, 1))
     inner[:, pad_y : tall - pad_y, pad_x : wide - pad_x] = _planes(x, geometry.inputs, size)
     whole = x.new_empty(geometry.outputs, flat.result_plane)

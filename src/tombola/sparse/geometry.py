@@ -88,7 +88,22 @@ class Geometry:
         has rows as long as the padded input's, of which the last pixels mean nothing, and is that of a stride of 1. At
         its end the input needs ``lanes`` numbers more, which mean nothing either.
         """
-        return _flat_plan(self, height, width, batch, piece, lanes)
+        rows, columns = (n + 2 * p for n, p in zip((height, width), self.padding, strict=True))
+        lost = [d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True)]
+        length = ((rows - lost[0] - 1) * columns + columns - lost[1]) * batch
+        if not length:  # an empty batch
+            return None
+        usual = _plan(self, height, width, batch, False, length)
+        vectors = len(usual.ys) * int((-(-usual.xs[:, 1] // lanes)).sum())
+        if 5 * -(-length // lanes) > 4 * vectors:  # it takes two copies as well
+            return None
+        whole = -(-length // lanes) * lanes
+        ys = [(0, 0, 0, self.kernel[0])]
+        xs = [(done, min(piece, whole - done), done, 0, self.kernel[1]) for done in range(0, whole, piece)]
+        y_taps, x_taps = (range(0, (k * d), d) for k, d in zip(self.kernel, self.dilation, strict=True))
+        shifts = [(y * columns + x) * batch for y in y_taps for x in x_taps]
+        result_plane = max(whole, (rows - lost[0]) * columns * batch)
+        return tables(ys, xs, shifts, rows * columns * batch, result_plane)
 
     def plan(self, height: int, width: int, batch: int, *, transposed: bool, piece: int) -> Plan:
         """How to compute the output, or ``transposed`` the gradient by the input, for an input of this size.
@@ -162,26 +177,6 @@ def _steps_plan(geometry: Geometry, steps: int, batch: int, transposed: bool, pi
     ys = [(step * result, step * source, 0, 1) for step in range(steps)]
     xs = [(done, min(piece, batch - done), done, 0, 1) for done in range(0, batch, piece)]
     return tables(ys, xs, [0], batch, batch)
-
-
-@lru_cache(maxsize=512)
-def _flat_plan(geometry: Geometry, height: int, width: int, batch: int, piece: int, lanes: int) -> Plan | None:
-    rows, columns = (n + 2 * p for n, p in zip((height, width), geometry.padding, strict=True))
-    lost = [d * (k - 1) for d, k in zip(geometry.dilation, geometry.kernel, strict=True)]
-    length = ((rows - lost[0] - 1) * columns + columns - lost[1]) * batch
-    if not length:  # an empty batch
-        return None
-    usual = _plan(geometry, height, width, batch, False, length)
-    vectors = len(usual.ys) * int((-(-usual.xs[:, 1] // lanes)).sum())
-    if 5 * -(-length // lanes) > 4 * vectors:  # it takes two copies as well
-        return None
-    whole = -(-length // lanes) * lanes
-    ys = [(0, 0, 0, geometry.kernel[0])]
-    xs = [(done, min(piece, whole - done), done, 0, geometry.kernel[1]) for done in range(0, whole, piece)]
-    y_taps, x_taps = (range(0, (k * d), d) for k, d in zip(geometry.kernel, geometry.dilation, strict=True))
-    shifts = [(y * columns + x) * batch for y in y_taps for x in x_taps]
-    result_plane = max(whole, (rows - lost[0]) * columns * batch)
-    return tables(ys, xs, shifts, rows * columns * batch, result_plane)
 
 
 def tables(

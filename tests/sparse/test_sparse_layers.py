@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 import tombola
 from tombola.sparse import SparseConv1d, SparseConv2d, SparseGRU, SparseLayer, SparseLinear, operators
+from tombola.sparse.around import make_aware
 from tombola.sparse.layout import outside
 from tombola.sparse.positions import positions
 from tombola.sparse.resized import _resized
@@ -547,6 +548,41 @@ def test_checkpointed() -> None:
     wrapped.model = model
     expected, found = trained_once(model, images()), trained_once(wrapped, images())
     assert same(expected, {name.removeprefix("model."): tensor for name, tensor in found.items()})
+
+
+def elsewhere(tensor: Tensor) -> Tensor:
+    """The same numbers in the middle of others, with gaps between them."""
+    gaps = tensor.new_full((*(size + 2 for size in tensor.shape), 2), torch.nan)
+    inner = gaps[tuple(slice(1, -1) for _ in tensor.shape)][..., 0]
+    return inner.copy_(tensor.detach())
+
+
+@pytest.mark.parametrize("moved", [Tensor.contiguous, lambda x: x.mT.contiguous().mT if x.ndim > 1 else x, elsewhere])
+def test_what_is_saved_may_come_back_in_another_layout(moved: Callable[[Tensor], Tensor]) -> None:
+    """As from hooks that keep it elsewhere meanwhile (``save_on_cpu``): the same gradients, to the bit."""
+    relu = SparseConv2d(6, 8, 3, padding=1, density=0.4, generator=draws(0))
+    relu.relu = True
+    adding = SparseConv2d(8, 8, 1, density=0.4, generator=draws(1))
+    flat = SparseLinear(8, 9, density=0.4, generator=draws(2))
+    flat.relu = True
+    state, norm = SparseGRU(9, 7, density=0.4), nn.BatchNorm2d(8)
+    make_aware(norm)
+    layers = nn.ModuleList([relu, adding, flat, state, norm])
+    x = images(4).repeat(1, 2, 1, 1).requires_grad_()
+
+    def gradients() -> list[Tensor]:
+        y = relu(x)
+        y = norm(adding(y, y)).amax((2, 3))
+        y = state(flat(y).view(2, 2, 9))[0]
+        weights = torch.arange(y.numel(), dtype=torch.float32).view(y.shape).cos()
+        return [*torch.autograd.grad((y * weights).sum(), [x, *layers.parameters()])]
+
+    wanted = gradients()
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, moved):
+        found = gradients()
+    assert all(float(gradient.abs().sum()) > 0 for gradient in wanted)
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("make", [lambda p: SGD(p, lr=0.1, momentum=0.9), lambda p: AdamW(p, lr=0.1)])

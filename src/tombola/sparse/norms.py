@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tombola.sparse.layout import inside
+from tombola.sparse.layout import innermost
 
 
 def normalised(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -31,20 +31,26 @@ class _Normalised(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, relu: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        y, (mean, variance, scale, shift) = torch.empty_like(x), x.new_empty(4, x.shape[1])
-        _launch(_forward(), x, [x, y, weight, bias, mean, variance, scale, shift], int(relu), eps)
-        ctx.save_for_backward(x, weight, mean, variance, scale, shift)
+        y, found = torch.empty_like(x), x.new_empty(4, x.shape[1])  # mean, variance, scale and shift
+        weight, bias = weight.contiguous(), bias.contiguous()
+        _launch(_forward(), x, [x, y, weight, bias, found], int(relu), eps)
+        ctx.save_for_backward(x, found)
         ctx.relu, ctx.eps = relu, eps
+        mean, variance, *_ = found
         ctx.mark_non_differentiable(mean, variance)
         return y, mean, variance
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> Any:
-        x, weight, mean, variance, scale, shift = ctx.saved_tensors
+        x, found = ctx.saved_tensors
+        x, found, gradient = (
+            innermost(x),
+            found.contiguous(),
+            innermost(gradient),
+        )  # hooks may have moved what was saved
         by_x, (by_weight, by_bias) = torch.empty_like(x), x.new_empty(2, x.shape[1])
-        tensors = [x, inside(gradient), by_x, weight, mean, variance, scale, shift, by_weight, by_bias]
-        _launch(_backward(), x, tensors, int(ctx.relu), ctx.eps)
+        _launch(_backward(), x, [x, gradient, by_x, found, by_weight, by_bias], int(ctx.relu), ctx.eps)
         return by_x, by_weight, by_bias, None, None
 
 
@@ -68,7 +74,7 @@ def _forward() -> Any:
     from tombola.sparse import threads  # the loop closes over the module: an intrinsic would be another in each process
 
     def forward(job_at: Any) -> None:
-        job: Any = carray(job_at, (13,), np.int64)
+        job: Any = carray(job_at, (10,), np.int64)
         channels, size, relu = job[1], job[2], job[3]
         eps = carray(threads.pointer(job[4]), (1,), np.float64)[0]
         x_all = carray(threads.pointer(job[5]), (channels, size), np.float32)
@@ -110,15 +116,15 @@ def _backward() -> Any:
     from tombola.sparse import threads  # the loop closes over the module: an intrinsic would be another in each process
 
     def backward(job_at: Any) -> None:
-        job: Any = carray(job_at, (15,), np.int64)
+        job: Any = carray(job_at, (11,), np.int64)
         channels, size, relu = job[1], job[2], job[3]
         eps = carray(threads.pointer(job[4]), (1,), np.float64)[0]
         x_all = carray(threads.pointer(job[5]), (channels, size), np.float32)
         gradient_all = carray(threads.pointer(job[6]), (channels, size), np.float32)
         by_x_all = carray(threads.pointer(job[7]), (channels, size), np.float32)
-        found = carray(threads.pointer(job[9]), (4, channels), np.float32)
-        by_weight = carray(threads.pointer(job[13]), (channels,), np.float32)
-        by_bias = carray(threads.pointer(job[14]), (channels,), np.float32)
+        found = carray(threads.pointer(job[8]), (4, channels), np.float32)
+        by_weight = carray(threads.pointer(job[9]), (channels,), np.float32)
+        by_bias = carray(threads.pointer(job[10]), (channels,), np.float32)
         while True:
             channel = threads.next_chunk(job_at)
             if channel >= channels:

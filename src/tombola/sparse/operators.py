@@ -89,12 +89,12 @@ class _Product(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, values, output = ctx.saved_tensors
-        positions, geometry, size = ctx.positions, ctx.geometry, _size(x)
+        x, positions, geometry, size = innermost(x), ctx.positions, ctx.geometry, _size(x)  # hooks may have moved it
         for_x, for_values, for_bias, for_added, *_ = ctx.needs_input_grad
         gradient = innermost(gradient)
         by_x = by_values = by_bias = None
         if output is not None:
-            gradient, by_bias = through_relu(gradient, output, geometry.outputs)
+            gradient, by_bias = through_relu(gradient, innermost(output), geometry.outputs)
         if for_x:
             by_x = empty(x, x.shape)
             execution.input_gradient(gradient, by_x, size, values, positions.back, geometry)

@@ -71,7 +71,8 @@ class _Recurrence(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        x, input_values, state_values, gates, states, reset = ctx.saved_tensors
+        saved = (tensor.contiguous() for tensor in ctx.saved_tensors)  # hooks may have moved them
+        x, input_values, state_values, gates, states, reset = saved
         by_input, by_state = ctx.by_input, ctx.by_state
         at_input, at_state, by_start = _back(gradient.contiguous(), gates, states, reset, state_values, by_state)
         found: list[Tensor | None] = [None, by_start, None, None, None, None]

@@ -118,6 +118,7 @@ def test_a_turned_matrix(rows: int, columns: int, threads: int) -> None:
         found = turn(matrix, torch.full((columns, rows), torch.nan), rows)
     finally:
         torch.set_num_threads(before)
+    assert found.is_contiguous()
     assert torch.equal(found, matrix.T)
 
 

@@ -46,6 +46,7 @@ def product(
     Raises:
         ImportError: Numba is missing, in the process that a pickled layer was brought to.
     """
+    need("a sparse layer")
     values, bias = values.contiguous(), None if bias is None else bias.contiguous()
     flat = _flat_plan(geometry, size)
     if flat is None:
@@ -88,9 +89,9 @@ def value_gradient(
         record(_planes(x, geometry.inputs, size), _planes(gradient, geometry.outputs, there), lent)
     count = rows.entries.numel()
     # a sum over all pieces: in shares, so that threads need not all read the whole input, where these cost little
-    shares = min(SHARES, _pieces(geometry, size)) if 2 * SHARES * count <= x.numel() else 1
+    shares = max(1, min(SHARES, _pieces(geometry, size))) if 2 * SHARES * count <= x.numel() else 1
     result = x.new_zeros((shares, count) if shares > 1 else count)
-    _run("gradient", geometry, size, x, gradient, result, rows, shares=max(shares, 1))
+    _run("gradient", geometry, size, x, gradient, result, rows, shares=shares)
     return result.sum(0) if shares > 1 else result
 
 
@@ -135,7 +136,8 @@ def _run(
     call = _call(name, geometry, size, flat, relu, shares, count, torch.get_num_threads())
     job = call.job.copy()
     job["source"], job["result"], job["values"] = source.data_ptr(), result.data_ptr(), values.data_ptr()
-    job["entries"], job["pointers"] = entries.data_ptr(), (blocks if call.blocked else pointers).data_ptr()  # type: ignore[union-attr]
+    starts = pointers if blocks is None or not call.blocked else blocks
+    job["entries"], job["pointers"] = entries.data_ptr(), starts.data_ptr()
     if order is not None:
         job["order"] = order.data_ptr()
     if bias is not None:
@@ -168,7 +170,6 @@ def _call(
 
 @lru_cache(maxsize=1024)
 def _flat_plan(geometry: Geometry, size: Size) -> Plan | None:
-    need("a sparse layer")
     from tombola.sparse.kernels import PIECE
     from tombola.sparse.vectors import LANES
 

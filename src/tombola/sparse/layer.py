@@ -91,7 +91,7 @@ class SparseLayer(nn.Module):
     @property
     def positions(self) -> Positions:
         """Where the values stand."""
-        pointers, columns, entries, *back = map(self._buffers.get, Positions._fields)
+        pointers, columns, entries, *back = map(self._buffers.__getitem__, Positions._fields)
         return Positions(pointers, columns, columns if entries is None else entries, *back)  # type: ignore[arg-type]
 
     @property

@@ -57,7 +57,7 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def usual(x: Tensor) -> Tensor:
     """(N, …) in the usual layout; the gradient goes back with the batch innermost if ``x`` has it so."""
-    if x.is_contiguous() or not x.movedim(0, -1).is_contiguous():
+    if not is_innermost(x):
         return x
     if torch.compiler.is_compiling():
         return x.contiguous()

@@ -43,12 +43,8 @@ class _Normalised(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> Any:
-        x, found = ctx.saved_tensors
-        x, found, gradient = (
-            innermost(x),
-            found.contiguous(),
-            innermost(gradient),
-        )  # hooks may have moved what was saved
+        x, found = ctx.saved_tensors  # which hooks may have moved
+        x, found, gradient = innermost(x), found.contiguous(), innermost(gradient)
         by_x, (by_weight, by_bias) = torch.empty_like(x), x.new_empty(2, x.shape[1])
         _launch(_backward(), x, [x, gradient, by_x, found, by_weight, by_bias], int(ctx.relu), ctx.eps)
         return by_x, by_weight, by_bias, None, None

@@ -88,10 +88,10 @@ class _Product(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        x, values, output = ctx.saved_tensors
-        x, positions, geometry, size = innermost(x), ctx.positions, ctx.geometry, _size(x)  # hooks may have moved it
+        x, values, output = ctx.saved_tensors  # which hooks may have moved
+        x, gradient = innermost(x), innermost(gradient)
+        positions, geometry, size = ctx.positions, ctx.geometry, _size(x)
         for_x, for_values, for_bias, for_added, *_ = ctx.needs_input_grad
-        gradient = innermost(gradient)
         by_x = by_values = by_bias = None
         if output is not None:
             gradient, by_bias = through_relu(gradient, innermost(output), geometry.outputs)
@@ -127,8 +127,8 @@ def _result_shape(geometry: Geometry, shape: tuple[int, ...]) -> tuple[int, ...]
 
 def _size(x: Tensor) -> execution.Size:
     """(N, C, …) -> height, width and batch."""
-    batch, _, *sizes = x.shape
-    return (1,) * (2 - len(sizes)) + (*sizes, batch)
+    height, width = (1, 1, *x.shape[2:])[-2:]
+    return height, width, x.shape[0]
 
 
 # ---- the same for PyTorch's compiler and exporter

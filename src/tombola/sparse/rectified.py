@@ -23,12 +23,12 @@ def through_relu(gradient: Tensor, output: Tensor, channels: int) -> tuple[Tenso
     from tombola.sparse.threads import run  # imports Numba: not before it is needed
 
     result, sums = torch.empty_like(gradient), gradient.new_empty(channels)
-    if not result.numel():
-        sums.zero_()
-    else:
+    if result.numel():
         tensors = (gradient, output, result, sums)
         sizes = (channels, result.numel() // channels)
         run(_kernel(), [0, -(-channels // _ROWS), *sizes, *(tensor.data_ptr() for tensor in tensors)])
+    else:
+        sums.zero_()
     return result, sums
 
 
